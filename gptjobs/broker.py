@@ -1,0 +1,88 @@
+"""The one door to Celery: its settings, and ringing the doorbell.
+
+The message is only a doorbell, acknowledged early: a job's id and the serial that its record must have.
+With late acknowledgement Redis redelivers every message older than the visibility timeout, so a long job
+would be trained twice; early acknowledgement alone loses a job with its worker. So that timeout is years,
+prefetching is off, and the lease decides (see store.py).
+"""
+
+import logging
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+from kombu.exceptions import OperationalError
+
+from gptjobs.errors import RedisUnreachable
+from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, JobSpec
+from gptjobs.store import public
+
+TASK = "gptjobs.train"
+QUEUES = (*DEVICES, ANY)
+logger = logging.getLogger(__name__)
+
+_YEARS_S = 10 * 365 * 24 * 3600
+
+
+def connect(redis_url: str) -> Celery:
+    """The Celery application on that Redis; nothing is contacted yet."""
+    app = Celery("gptjobs", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "visibility_timeout": _YEARS_S,
+            "priority_steps": list(range(HIGHEST_PRIORITY + 1)),
+            "queue_order_strategy": "priority",
+            "health_check_interval": 5,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+        },
+        enable_utc=True,
+        result_serializer="json",
+        task_acks_late=False,
+        task_create_missing_queues=False,
+        task_ignore_result=True,
+        task_queues=[Queue(each) for each in QUEUES],
+        task_default_queue=ANY,
+        task_send_sent_event=True,
+        task_serializer="json",
+        task_track_started=True,
+        worker_disable_prefetch=True,
+        worker_enable_remote_control=True,
+        worker_hijack_root_logger=False,
+        worker_prefetch_multiplier=1,
+        worker_send_task_events=True,
+    )
+    return app
+
+
+def ring(app: Celery, spec: JobSpec, serial: int) -> None:
+    """Tell the workers of the job's device that it waits. Ringing twice is harmless."""
+    options: dict[str, Any] = {
+        "task_id": spec.id,
+        "queue": spec.device,
+        "priority": HIGHEST_PRIORITY - spec.priority,
+        "retry": False,
+        "argsrepr": f"({spec.name or spec.id!r})",
+    }
+    try:
+        app.send_task(TASK, args=[spec.id, serial], **options)
+    except OperationalError as error:
+        raise RedisUnreachable(
+            f"Redis at {public(app.conf.broker_url)} cannot be reached: {error}",
+            hint="gptjobs up starts one here; GPTJOBS_REDIS_URL names another",
+        ) from error
+
+
+def send_event(app: Celery, worker: str, job: str, kind: str, **fields: Any) -> None:
+    """Tell Flower about a job, as Celery tells it about a task. What Redis does not take now is dropped: an
+    event is for the eye, the record is elsewhere."""
+    errors = app.connection_for_write().connection_errors
+    try:
+        with app.events.default_dispatcher(hostname=worker) as dispatcher:
+            dispatcher.send(kind, uuid=job, retry=False, **fields)
+    except (OperationalError, *errors) as error:
+        logger.info("no event %s for job %s: %s", kind, job, error)

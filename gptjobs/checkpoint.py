@@ -1,0 +1,259 @@
+"""Checkpoints without torch: manifests, which checkpoints count, verification.
+
+Without a manifest a checkpoint never happened. Which of a job's checkpoints count is a matter of lineage:
+those that its latest attempt wrote or descends from. What a fenced or cut-off attempt writes later is on a
+dead branch, whatever its step or time; so the file system alone tells the truth.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gptjobs import durable
+from gptjobs.config import Settled, known
+from gptjobs.errors import NotFound, Refused
+from gptjobs.layout import Layout, parse_checkpoint_name
+
+SCHEMA = 1
+GOOD = "good"
+_READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """In nats a token. `val_loss` was evaluated at step `eval_step` on `eval_tokens` held-out tokens, in
+    windows of `eval_context`."""
+
+    train_loss: float | None = None
+    val_loss: float | None = None
+    eval_step: int | None = None
+    eval_context: int | None = None
+    eval_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """The place in the data: windows of `block_size` that were trained on, in the order of that block size."""
+
+    block_size: int
+    windows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is known of a checkpoint; written last, it commits the file."""
+
+    job: str
+    token: int
+    step: int
+    tokens: int
+    losses: Losses
+    cursor: Cursor
+    settled: Settled
+    data_name: str
+    data_digest: str
+    parent: str | None
+    """the checkpoint before it, relative to the root"""
+    size: int
+    sha256: str
+    versions: Mapping[str, str]
+    status: str = GOOD
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        record = {each: getattr(self, each) for each in self.__dataclass_fields__}
+        record |= {
+            "losses": asdict(self.losses),
+            "cursor": asdict(self.cursor),
+            "settled": self.settled.to_dict(),
+            "versions": dict(self.versions),
+        }
+        return {"schema": SCHEMA, **record}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Manifest":
+        values = known(cls.__dataclass_fields__, record)
+        values["losses"] = Losses(**known(Losses.__dataclass_fields__, record["losses"]))
+        values["cursor"] = Cursor(**known(Cursor.__dataclass_fields__, record["cursor"]))
+        values["settled"] = Settled.from_dict(record["settled"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A committed checkpoint; `name` is relative to the root."""
+
+    name: str
+    manifest: Manifest
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `checkpoints list --json` shows it."""
+        manifest = self.manifest
+        return {
+            "name": self.name,
+            "job": manifest.job,
+            "step": manifest.step,
+            "tokens": manifest.tokens,
+            "losses": asdict(manifest.losses),
+            "status": manifest.status,
+            "size": manifest.size,
+            "sha256": manifest.sha256,
+            "parent": manifest.parent,
+        }
+
+
+def manifest_path(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".json")
+
+
+def read(layout: Layout, name: str) -> Checkpoint:
+    """The checkpoint of that name; raises NotFound without a file or manifest, Refused for a torn one."""
+    path = layout.path(name)
+    if not path.is_file():
+        raise NotFound(f"there is no checkpoint {name}", hint="gptjobs checkpoints list")
+    try:
+        record = json.loads(manifest_path(path).read_bytes())
+        return Checkpoint(name=name, manifest=Manifest.from_dict(record))
+    except FileNotFoundError:
+        raise NotFound(
+            f"{name} has no manifest {manifest_path(path).name} beside it, so it was never committed",
+            hint="gptjobs checkpoints list shows those that were",
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(f"the manifest of {name} cannot be read: {error!r}") from error
+
+
+def verify(layout: Layout, checkpoint: Checkpoint) -> None:
+    """Raise Refused where the file is not, to the bit, what its manifest says."""
+    path = layout.path(checkpoint.name)
+    size = path.stat().st_size
+    if size != checkpoint.manifest.size:
+        raise _corrupt(checkpoint, f"it has {size} bytes, not {checkpoint.manifest.size}")
+    if sha256_of(path) != checkpoint.manifest.sha256:
+        raise _corrupt(checkpoint, "its SHA-256 is not that of its manifest")
+
+
+def _corrupt(checkpoint: Checkpoint, why: str) -> Refused:
+    return Refused(
+        f"the checkpoint {checkpoint.name} is corrupt: {why}",
+        hint=f"an earlier one: gptjobs checkpoints list {checkpoint.manifest.job}",
+    )
+
+
+def sha256_of(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """In hexadecimal; `advance` is told the bytes of each read."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
+
+
+def of_job(layout: Layout, job: str) -> list[Checkpoint]:
+    """All committed checkpoints of a job, by step, also those on dead branches."""
+    found = []
+    for path in layout.job_checkpoints(job).glob("*.pt"):
+        name = layout.name_of_checkpoint(job, path.name)
+        if parse_checkpoint_name(path.name) and manifest_path(path).is_file():
+            found.append(read(layout, name))
+    return sorted(found, key=lambda each: (each.manifest.step, each.manifest.token))
+
+
+def counting(layout: Layout, job: str) -> list[Checkpoint]:
+    """The job's good checkpoints that count, by step."""
+    by_name = {each.name: each for each in of_job(layout, job)}
+    latest = latest_attempt(layout, job)
+    if latest is None:
+        return []
+    counts = {name for name, each in by_name.items() if each.manifest.token == latest.token}
+    ancestor = latest.start
+    while ancestor in by_name:
+        counts.add(ancestor)
+        ancestor = by_name[ancestor].manifest.parent
+    return [each for name, each in by_name.items() if name in counts and each.manifest.status == GOOD]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One trainer of a job: who started, from which checkpoint (`start`, relative to the root)."""
+
+    token: int
+    start: str | None
+    start_step: int
+    worker: str
+    device: str
+    began_at: float
+    """seconds since the epoch, for people"""
+
+
+def open_attempt(layout: Layout, job: str, attempt: Attempt) -> None:
+    """Write the attempt down; raises FileExistsError where its token was used already."""
+    layout.attempts(job).mkdir(parents=True, exist_ok=True)
+    durable.create(
+        layout.attempt_file(job, attempt.token), durable.to_json({"schema": SCHEMA, **asdict(attempt)})
+    )
+
+
+def read_attempt(layout: Layout, job: str, token: int) -> Attempt:
+    record = json.loads(layout.attempt_file(job, token).read_bytes())
+    return Attempt(**known(Attempt.__dataclass_fields__, record))
+
+
+def attempts(layout: Layout, job: str) -> list[Attempt]:
+    """The job's attempts, by token."""
+    tokens = sorted(int(path.stem) for path in layout.attempts(job).glob("*.json"))
+    return [read_attempt(layout, job, token) for token in tokens]
+
+
+def latest_token(layout: Layout, job: str) -> int:
+    """The highest token of any attempt; 0 before the first."""
+    return max((int(path.stem) for path in layout.attempts(job).glob("*.json")), default=0)
+
+
+def latest_attempt(layout: Layout, job: str) -> Attempt | None:
+    token = latest_token(layout, job)
+    return read_attempt(layout, job, token) if token else None
+
+
+def lineage(layout: Layout, job: str) -> list[tuple[int, int | None]]:
+    """The attempts that the newest one descends from, oldest first: (token, the step up to which it counts;
+    None for the newest)."""
+    chain: list[tuple[int, int | None]] = []
+    attempt, until = latest_attempt(layout, job), None
+    while attempt is not None:
+        chain.append((attempt.token, until))
+        if attempt.start is None or not layout.is_of_job(attempt.start, job):
+            break
+        manifest = read(layout, attempt.start).manifest
+        attempt, until = read_attempt(layout, job, manifest.token), manifest.step
+    return chain[::-1]
+
+
+def start_of_next_attempt(layout: Layout, job: str, parent: str | None) -> Checkpoint | None:
+    """The newest checkpoint of the job that counts and is whole, else the one it was to start from, else
+    None: from scratch. Raises Refused where that parent is corrupt."""
+    for each in reversed(counting(layout, job)):
+        try:
+            verify(layout, each)
+        except Refused:
+            continue
+        return each
+    if parent is None:
+        return None
+    first = read(layout, parent)
+    verify(layout, first)
+    return first
+
+
+def sweep_leftovers(layout: Layout, job: str) -> None:
+    """Remove what torn writes left in the job's folder: temporary files, checkpoints without a manifest."""
+    folder = layout.job_checkpoints(job)
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+    for path in folder.glob("*.pt"):
+        if not manifest_path(path).exists():
+            path.unlink(missing_ok=True)

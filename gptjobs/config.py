@@ -1,0 +1,350 @@
+"""Every hyperparameter, once: its default, unit, bounds and help; and the one function that settles them.
+
+Options of the command line, validation, manifests, the resume contract and the docs are made from the
+fields here: a new hyperparameter is one line.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+from gptjobs.errors import Refused, UsageError
+
+SCHEMA = 1
+
+BYTES = "bytes"
+VOCABULARY = {"r50k_base": 50257, "gpt2": 50257, BYTES: 256}
+SCHEDULES = ("constant", "cosine", "linear")
+HELD_OUT_PART = 10
+"""One in so many tokens, the data's tail, is held out for validation."""
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def _hyper(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+) -> Any:
+    """A hyperparameter; `low` and `high` belong to the range, `above` does not."""
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "low": low,
+            "high": high,
+            "above": above,
+            "choices": choices,
+            "metavar": metavar,
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a GPT-2. It belongs to the weights: a resume takes the checkpoint's."""
+
+    n_layer: int = _hyper(12, "Transformer blocks.", low=1, high=1024)
+    n_head: int = _hyper(12, "Attention heads a block; n_embd must be a multiple.", low=1, high=1024)
+    n_embd: int = _hyper(768, "Width of the residual stream.", low=1, high=65536)
+    n_positions: int = _hyper(1024, "Rows of the position table: the longest block.", low=1, high=1 << 20)
+    vocab_size: int = _hyper(50257, "Rows of the token table; follows from the encoding.", low=1, high=65536)
+
+
+PRESETS: Mapping[str, Mapping[str, int]] = {
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
+    "nano": {"n_layer": 4, "n_head": 4, "n_embd": 128},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. Steps are optimizer updates; intervals are in steps."""
+
+    data: str = _hyper("", "Text to train on, a file.", metavar="FILE")
+    encoding: str = _hyper("r50k_base", "How text becomes tokens.", choices=tuple(VOCABULARY))
+    steps: int = _hyper(2000, "Optimizer updates to make: more steps, not the last step.", low=1, high=10**9)
+    batch_size: int = _hyper(32, "Windows of text in an update.", low=1, high=1 << 20)
+    micro_batch: int = _hyper(
+        0, "Windows on the device at once; the gradients of an update add up. 0: all.", low=0, high=1 << 20
+    )
+    block_size: int = _hyper(128, "Context length: tokens in a window.", low=1, high=1 << 20)
+    learning_rate: float = _hyper(6e-4, "Peak learning rate.", above=0.0, high=10.0)
+    schedule: str = _hyper("cosine", "Shape of the learning rate after the warm-up.", choices=SCHEDULES)
+    warmup_steps: int = _hyper(100, "Steps over which the learning rate rises linearly.", low=0, high=10**9)
+    decay_steps: int = _hyper(
+        0, "Steps from the schedule's start to its lowest rate. 0: to the job's end.", low=0, high=10**9
+    )
+    min_learning_rate: float = _hyper(0.0, "The rate that cosine and linear end at.", low=0.0, high=10.0)
+    schedule_start: int = _hyper(0, "The step that the schedule counts from.", low=0, high=10**9)
+    weight_decay: float = _hyper(0.1, "AdamW's decay, on matrices only.", low=0.0, high=10.0)
+    beta1: float = _hyper(0.9, "AdamW's decay of the gradient's mean.", low=0.0, high=0.999999)
+    beta2: float = _hyper(0.95, "AdamW's decay of the gradient's square.", low=0.0, high=0.999999)
+    epsilon: float = _hyper(1e-8, "AdamW's term against division by zero.", above=0.0, high=1.0)
+    grad_clip: float = _hyper(1.0, "Largest gradient norm; larger ones are scaled. 0: off.", low=0.0, high=1e6)
+    dropout: float = _hyper(0.0, "Part of the activations dropped in training.", low=0.0, high=0.95)
+    eval_interval: int = _hyper(500, "Steps between evaluations.", low=1, high=10**9)
+    eval_tokens: int = _hyper(
+        32768, "Held-out tokens that an evaluation reads, the same every time.", low=1, high=10**9
+    )
+    checkpoint_interval: int = _hyper(500, "Steps between checkpoints.", low=1, high=10**9)
+    log_interval: int = _hyper(10, "Steps between lines of progress.", low=1, high=10**6)
+    target_val_loss: float = _hyper(
+        0.0, "Stop early at this validation loss, in nats. 0: off.", low=0.0, high=1e3
+    )
+    patience: int = _hyper(0, "Stop early after so many evaluations without a better one. 0: off.", low=0)
+    precision: str = _hyper("auto", "Arithmetic of matrix products.", choices=PRECISIONS)
+    grow_positions: bool = _hyper(False, "Let a larger block than the position table add rows to it.")
+    seed: int = _hyper(1337, "Of the first weights, the order of data and dropout.", low=0, high=2**31 - 1)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of the update that makes step `step` + 1: linear warm-up, then the schedule
+        (cosine as in SGDR without restarts, Loshchilov & Hutter 2017)."""
+        since = step - self.schedule_start
+        if since < self.warmup_steps:
+            return self.learning_rate * (since + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = min(1.0, (since - self.warmup_steps) / max(1, self.decay_steps - self.warmup_steps))
+        left = 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * left
+
+
+_SCHEDULE_FIELDS = ("schedule", "warmup_steps", "decay_steps", "min_learning_rate", "schedule_start")
+MODEL_FIELDS = {each.name: each for each in fields(ModelConfig)}
+TRAIN_FIELDS = {each.name: each for each in fields(TrainConfig)}
+HYPERPARAMETERS = MODEL_FIELDS | TRAIN_FIELDS
+PRESET = "model"  # the one override that is no field: it stands for several of ModelConfig
+
+
+class Given(NamedTuple):
+    """A value that a user typed or a sweep sampled, and where it came from."""
+
+    value: Any
+    origin: str
+
+
+Overrides = Mapping[str, Given]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """Every value that a job trains with, and the origin of each."""
+
+    model: ModelConfig
+    train: TrainConfig
+    start_step: int
+    origins: Mapping[str, str]
+
+    @property
+    def end_step(self) -> int:
+        return self.start_step + self.train.steps
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": asdict(self.model),
+            "train": asdict(self.train),
+            "start_step": self.start_step,
+            "end_step": self.end_step,
+            "origins": dict(self.origins),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Settled":
+        return cls(
+            model=ModelConfig(**known(MODEL_FIELDS, record["model"])),
+            train=TrainConfig(**known(TRAIN_FIELDS, record["train"])),
+            start_step=record["start_step"],
+            origins=dict(record["origins"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`config.json`: all that an attempt of a job trains with. It is the same for every attempt."""
+
+    job: str
+    kind: str
+    """train or resume"""
+    settled: Settled
+    data_name: str
+    """the dataset's name, as file names carry it"""
+    data_digest: str
+    """SHA-256 of the source"""
+    parent: str | None
+    """the checkpoint that the job starts from, relative to the root"""
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("job", "kind", "data_name", "data_digest", "parent")
+        return {"schema": SCHEMA} | {each: getattr(self, each) for each in names} | self.settled.to_dict()
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Plan":
+        return cls(**known(cls.__dataclass_fields__, {**record, "settled": Settled.from_dict(record)}))
+
+
+def known(names: Iterable[str], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `record` that this version knows: formats may grow fields."""
+    return {name: record[name] for name in names if name in record}
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: int = 0) -> Settled:
+    """Merge defaults, the checkpoint's values (`parent`, taken at `parent_step`) and the overrides.
+
+    Raises UsageError for a value out of its bounds, Refused for one that the checkpoint cannot take.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def put(name: str, value: Any, origin: str) -> None:
+        values[name] = value
+        origins[name] = origin
+
+    for name, each in HYPERPARAMETERS.items():
+        put(name, each.default, "default")
+    if parent is None:
+        _put_preset(put, overrides)
+    else:
+        for name, value in (asdict(parent.model) | asdict(parent.train)).items():
+            put(name, value, "checkpoint")
+        put("grow_positions", False, "default")
+        _refuse_another_shape(parent, overrides)
+        if parent.end_step > parent_step:
+            put("steps", parent.end_step - parent_step, "checkpoint: what was left")
+        else:
+            put("steps", TRAIN_FIELDS["steps"].default, "default")
+        _put_schedule_of_resume(put, overrides, parent_step)
+    for name, given in overrides.items():
+        if name in values:
+            whole = type(given.value) is int and type(values[name]) is float
+            put(name, float(given.value) if whole else given.value, given.origin)
+    _check_bounds(values, origins)
+    put("vocab_size", VOCABULARY[values["encoding"]], f"encoding {values['encoding']}")
+    if values["decay_steps"] == 0:
+        put("decay_steps", parent_step + values["steps"] - values["schedule_start"], "to the job's end")
+    if values["micro_batch"] == 0 or values["micro_batch"] > values["batch_size"]:
+        put("micro_batch", values["batch_size"], "batch size")
+    _fit_positions(put, values, origins, parent)
+    return Settled(
+        model=ModelConfig(**known(MODEL_FIELDS, values)),
+        train=TrainConfig(**known(TRAIN_FIELDS, values)),
+        start_step=parent_step,
+        origins=origins,
+    )
+
+
+def _put_preset(put: Any, overrides: Overrides) -> None:
+    preset = overrides.get(PRESET, Given("gpt2", "default"))
+    if preset.value not in PRESETS:
+        raise UsageError(
+            f"{preset.origin}: no model is called '{preset.value}'", hint=f"one of {', '.join(PRESETS)}"
+        )
+    for name, value in PRESETS[preset.value].items():
+        put(name, value, f"model {preset.value}")
+    if preset.value == "nano":
+        put("encoding", BYTES, "model nano")
+
+
+def _put_schedule_of_resume(put: Any, overrides: Overrides, step: int) -> None:
+    """A learning rate alone means a constant one; any word about the schedule starts it anew here;
+    neither, and the checkpoint's goes on."""
+    said = [name for name in _SCHEDULE_FIELDS if name in overrides]
+    if not said and "learning_rate" not in overrides:
+        return
+    why = "a learning rate was given and no schedule" if not said else "the schedule starts anew"
+    if "schedule" not in overrides and "learning_rate" in overrides:
+        put("schedule", "constant", why)
+    put("schedule_start", step, why)
+    put("warmup_steps", 0, why)
+    put("decay_steps", 0, why)
+
+
+def _refuse_another_shape(parent: Settled, overrides: Overrides) -> None:
+    shape = asdict(parent.model)
+    for name in (*MODEL_FIELDS, "encoding"):
+        given = overrides.get(name)
+        own = parent.train.encoding if name == "encoding" else shape[name]
+        if given is not None and given.value != own and not {given.value, own} <= {"gpt2", "r50k_base"}:
+            raise Refused(
+                f"{given.origin} {given.value} does not fit the checkpoint, whose {name} is {own}",
+                hint=f"leave {option(name)} out, or start anew: gptjobs submit train",
+            )
+    preset = overrides.get(PRESET)
+    if preset is not None and any(shape[k] != v for k, v in PRESETS.get(preset.value, {}).items()):
+        raise Refused(
+            f"the checkpoint is no {preset.value}: it has {_shape_in_words(parent.model)}",
+            hint="leave --model out: a resume takes the checkpoint's",
+        )
+
+
+def _shape_in_words(model: ModelConfig) -> str:
+    return f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}"
+
+
+def _fit_positions(put: Any, values: dict[str, Any], origins: dict[str, str], parent: Settled | None) -> None:
+    block, rows = values["block_size"], values["n_positions"]
+    if block <= rows:
+        return
+    if parent is None and origins["n_positions"] == "default":
+        put("n_positions", block, "block size")
+    elif values["grow_positions"]:
+        put("n_positions", block, option("grow_positions"))
+    else:
+        raise Refused(
+            f"block size {block} is larger than the position table, which has {rows} rows",
+            hint=f"--block-size {rows} or smaller, or --grow-positions to add untrained rows",
+        )
+
+
+def _check_bounds(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Raise UsageError with every value that is out of its bounds, not only the first."""
+    problems = []
+    for name, each in HYPERPARAMETERS.items():
+        problem = out_of_bounds(each, values[name])
+        if problem:
+            problems.append(f"{option(name)} ({origins[name]}): {problem}")
+    if not problems and values["n_embd"] % values["n_head"]:
+        problems.append(f"--n-embd {values['n_embd']} is no multiple of --n-head {values['n_head']}")
+    if problems:
+        raise UsageError("; ".join(problems), hint="gptjobs submit train --help tells the bounds")
+
+
+def out_of_bounds(each: "Field[Any]", value: Any) -> str | None:
+    """What is wrong with `value` for this hyperparameter, or None."""
+    kind = type(each.default)
+    if type(value) is not kind:
+        return f"{value!r} is no {kind.__name__}"
+    if kind is float and not math.isfinite(value):
+        return f"{value} is no finite number"
+    bounds = each.metadata
+    if bounds["choices"] and value not in bounds["choices"]:
+        return f"'{value}' is none of {', '.join(bounds['choices'])}"
+    if bounds["above"] is not None and value <= bounds["above"]:
+        return f"{value} is not above {bounds['above']:g}"
+    if bounds["low"] is not None and value < bounds["low"]:
+        return f"{value} is below {bounds['low']:g}"
+    if bounds["high"] is not None and value > bounds["high"]:
+        return f"{value} is above {bounds['high']:g}"
+    return None
+
+
+def merge(*layers: Overrides) -> dict[str, Given]:
+    """Later layers over earlier ones."""
+    return {name: given for layer in layers for name, given in layer.items()}
+
+
+def replaced(settled: Settled, **changes: Any) -> Settled:
+    """The same settings with some values of TrainConfig changed, for tests and benchmarks."""
+    return replace(settled, train=replace(settled.train, **changes))

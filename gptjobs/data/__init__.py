@@ -1,0 +1,1 @@
+"""Data: how text becomes tokens on disk. Needs neither torch nor numpy."""

@@ -1,0 +1,70 @@
+"""Files that are there whole or not at all, and still there after a crash."""
+
+import errno
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+# what file systems without hard links (SMB, exFAT) answer
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` that no one else uses and that sweeping recognises."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _write_beside(path: Path, content: bytes, mode: int) -> Path:
+    beside = temporary(path)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return beside
+
+
+def write(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Put `content` at `path`, over what was there."""
+    _write_beside(path, content, mode).replace(path)
+    sync_folder(path.parent)
+
+
+def create(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Put `content` at `path`; raises FileExistsError where something is there already."""
+    place(_write_beside(path, content, mode), path)
+
+
+def place(beside: Path, path: Path) -> None:
+    """Move a finished file to its name; raises FileExistsError, and removes it, where that is taken."""
+    try:
+        os.link(beside, path)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "taken", str(path)) from None
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def to_json(value: Any) -> bytes:
+    """JSON for people and programs; raises ValueError for NaN and infinities, which JSON has not."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,139 @@
+"""The job: one immutable request, and the record of how it goes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from gptjobs.config import Given, known
+
+SCHEMA = 1
+
+ANY = "any"
+DEVICES = ("cuda", "mps", "cpu")
+HIGHEST_PRIORITY = 9
+DEFAULT_PRIORITY = 5
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL
+
+    @property
+    def has_trainer(self) -> bool:
+        return self in LEASED
+
+
+TERMINAL = frozenset({JobState.FINISHED, JobState.DIVERGED, JobState.FAILED, JobState.CANCELLED})
+LEASED = frozenset({JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """What was asked for. `overrides` holds only what the user typed or a sweep sampled."""
+
+    id: str
+    kind: str
+    """train or resume"""
+    name: str | None = None
+    overrides: Mapping[str, Given] = field(default_factory=dict)
+    parent: str | None = None
+    """the checkpoint to start from: relative to the root, or JOB@… where the client had no root"""
+    data_digest: str | None = None
+    """SHA-256 of the source, where the client had it"""
+    accept_data_change: bool = False
+    device: str = ANY
+    priority: int = DEFAULT_PRIORITY
+    submitted_at: float
+    """seconds since the epoch, for people"""
+
+    def to_dict(self) -> dict[str, Any]:
+        record = asdict(self)
+        record["overrides"] = {
+            name: {"value": given.value, "origin": given.origin} for name, given in self.overrides.items()
+        }
+        return {"schema": SCHEMA, **record}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "JobSpec":
+        values = known(cls.__dataclass_fields__, record)
+        values["overrides"] = {
+            name: Given(given["value"], given["origin"]) for name, given in record["overrides"].items()
+        }
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended: a terminal state and why."""
+
+    state: JobState
+    reason: str
+    """finished, target, patience, cancelled, or the cause in words"""
+    hint: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "state": self.state.value, "reason": self.reason, "hint": self.hint}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Outcome":
+        return cls(state=JobState(record["state"]), reason=record["reason"], hint=record.get("hint"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A request with its live record, as Redis has it."""
+
+    spec: JobSpec
+    state: JobState
+    serial: int
+    """of the doorbell that counts"""
+    token: int
+    beat: int
+    attempt: int
+    fruitless: int
+    """attempts in a row that crashed without a new checkpoint"""
+    worker: str | None
+    used_device: str | None
+    reason: str | None
+    progress: Mapping[str, Any]
+    """the newest values of the trainer's lines, with `stage`"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `list --json` shows it."""
+        newest = self.progress
+        return {
+            "id": self.spec.id,
+            "name": self.spec.name,
+            "kind": self.spec.kind,
+            "state": self.state.value,
+            "outcome": self.reason if self.state.is_terminal else None,
+            "device": self.used_device or self.spec.device,
+            "priority": self.spec.priority,
+            "stage": newest.get("stage") if self.state.has_trainer else None,
+            "step": newest.get("step"),
+            "end_step": newest.get("end_step"),
+            "tokens": newest.get("tokens"),
+            "train_loss": newest.get("train_loss"),
+            "val_loss": newest.get("val_loss"),
+            "eval_context": newest.get("eval_context"),
+            "learning_rate": newest.get("learning_rate"),
+            "grad_norm": newest.get("grad_norm"),
+            "tokens_per_s": newest.get("tokens_per_s"),
+            "eta_s": newest.get("eta_s") if self.state.has_trainer else None,
+            "attempt": self.attempt,
+            "worker": self.worker,
+            "reason": self.reason,
+            "submitted_at": self.spec.submitted_at,
+        }

@@ -1,0 +1,166 @@
+"""Every file name under the storage root, written and parsed. Names cross hosts, paths never do."""
+
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptjobs.errors import Refused
+
+JOB_ID_BYTES = 6
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CHECKPOINT = re.compile(
+    r"checkpoint_(?P<model>[A-Za-z0-9.-]+)_(?P<dataset>.+)_step(?P<step>\d+)_(?P<stamp>\d{8}_\d{6})\.pt"
+)
+
+
+def new_job_id() -> str:
+    return secrets.token_hex(JOB_ID_BYTES)
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a job or an encoding: it can never lead out of a folder."""
+    return bool(_NAME.fullmatch(text))
+
+
+def dataset_name(source: str) -> str:
+    """The source's file name without its ending, fit for file names: `sources/a b.md` is `a_b`."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", Path(source).stem).strip("._") or "data"
+
+
+def stamp(seconds: float) -> str:
+    """MMDDYYYY_HHMMSS in local time, as file names carry it."""
+    return time.strftime("%m%d%Y_%H%M%S", time.localtime(seconds))
+
+
+def checkpoint_name(dataset: str, step: int, seconds: float) -> str:
+    return f"checkpoint_gpt2_{dataset}_step{step:06d}_{stamp(seconds)}.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointName:
+    model: str
+    dataset: str
+    step: int
+    stamp: str
+
+
+def parse_checkpoint_name(name: str) -> CheckpointName | None:
+    match = _CHECKPOINT.fullmatch(name)
+    if match is None:
+        return None
+    return CheckpointName(
+        model=match["model"], dataset=match["dataset"], step=int(match["step"]), stamp=match["stamp"]
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The storage root's folders and files."""
+
+    root: Path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether this folder is a storage root, not just where a client happens to stand."""
+        return self.checkpoints.is_dir()
+
+    def make(self) -> None:
+        for folder in (self.checkpoints, self.shared_data, self.logs, self.outputs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def shared_data(self) -> Path:
+        return self.root / "shared_data"
+
+    @property
+    def encodings(self) -> Path:
+        return self.shared_data / "encodings"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def outputs(self) -> Path:
+        return self.root / "outputs"
+
+    def tokens(self, dataset: str, digest: str) -> Path:
+        """The folder of a source's tokens; `digest` is the source's SHA-256 in hexadecimal."""
+        return self.shared_data / "tokens" / f"{dataset}-{digest[:12]}"
+
+    def token_file(self, dataset: str, digest: str, encoding: str) -> Path:
+        """The tokens, uint16 in the machine's little-endian order; its manifest ends in .json."""
+        canonical = "r50k_base" if encoding == "gpt2" else encoding
+        return self.tokens(dataset, digest) / f"{canonical}.bin"
+
+    def job_checkpoints(self, job: str) -> Path:
+        return self.checkpoints / job
+
+    def name_of_checkpoint(self, job: str, file: str) -> str:
+        """Relative to the root, as manifests and attempts name a checkpoint."""
+        return f"checkpoints/{job}/{file}"
+
+    def is_of_job(self, checkpoint: str, job: str) -> bool:
+        return checkpoint.startswith(f"checkpoints/{job}/")
+
+    def job_outputs(self, job: str) -> Path:
+        return self.outputs / job
+
+    def job_file(self, job: str) -> Path:
+        return self.outputs / job / "job.json"
+
+    def config_file(self, job: str) -> Path:
+        return self.outputs / job / "config.json"
+
+    def outcome_file(self, job: str) -> Path:
+        return self.outputs / job / "outcome.json"
+
+    def cancel_file(self, job: str) -> Path:
+        return self.outputs / job / "cancel.json"
+
+    def metrics_file(self, job: str) -> Path:
+        return self.outputs / job / "metrics.jsonl"
+
+    def events_file(self, job: str) -> Path:
+        return self.outputs / job / "events.jsonl"
+
+    def summary_file(self, job: str) -> Path:
+        return self.outputs / job / "summary.md"
+
+    def loss_picture(self, job: str) -> Path:
+        return self.outputs / job / "loss.png"
+
+    def attempts(self, job: str) -> Path:
+        return self.outputs / job / "attempts"
+
+    def attempt_file(self, job: str, token: int) -> Path:
+        return self.attempts(job) / f"{token}.json"
+
+    def attempt_lines(self, job: str, token: int) -> Path:
+        return self.attempts(job) / f"{token}.jsonl"
+
+    def log_file(self, kind: str, job: str, seconds: float) -> Path:
+        prefix = "resume_" if kind == "resume" else ""
+        return self.logs / f"{prefix}training_log_{job}_{stamp(seconds)}.log"
+
+    def log_files(self, job: str) -> list[Path]:
+        """The logs of all attempts of a job, oldest first."""
+        return sorted(self.logs.glob(f"*training_log_{job}_*.log"), key=lambda path: path.stat().st_mtime)
+
+    def inside(self, path: Path) -> str | None:
+        """The name of `path` relative to the root, or None where it lies outside."""
+        resolved, root = path.resolve(), self.root.resolve()
+        return resolved.relative_to(root).as_posix() if resolved.is_relative_to(root) else None
+
+    def path(self, name: str) -> Path:
+        """The path of a name that another host sent; raises Refused where it leads out of the root."""
+        path = self.root / name
+        if self.inside(path) is None:
+            raise Refused(f"the name '{name}' leads out of the storage root {self.root}")
+        return path

@@ -1,0 +1,79 @@
+"""From a request to a plan, against the storage root: what will be trained, on what, from where.
+
+The client plans to refuse early and to show the contract; the worker that takes the job plans again, for
+clients that have no root. Both get the same plan.
+"""
+
+from pathlib import Path
+
+from gptjobs.checkpoint import Checkpoint
+from gptjobs.config import BYTES, HELD_OUT_PART, Plan, Settled, settle
+from gptjobs.data import encoding, tokens
+from gptjobs.errors import NotFound, Refused
+from gptjobs.job import JobSpec
+from gptjobs.layout import Layout, dataset_name
+from gptjobs.reference import find_checkpoint
+
+
+def plan(layout: Layout, spec: JobSpec) -> tuple[Plan, Checkpoint | None]:
+    """The plan of a job and the checkpoint it starts from. Raises UsageError, Refused or NotFound with what
+    stands against it; reads the source once, for its SHA-256, where the request does not name it."""
+    parent = find_checkpoint(layout, spec.parent) if spec.parent else None
+    if parent is None:
+        settled = settle(spec.overrides)
+    else:
+        settled = settle(spec.overrides, parent=parent.manifest.settled, parent_step=parent.manifest.step)
+    if not settled.train.data:
+        raise NotFound("no data was named to train on", hint="--data FILE")
+    digest = spec.data_digest or _digest(layout, settled, parent)
+    if parent is not None and digest != parent.manifest.data_digest and not spec.accept_data_change:
+        raise Refused(
+            f"the data {settled.train.data} is not what the checkpoint was trained on: SHA-256 {digest[:12]}…, "
+            f"not {parent.manifest.data_digest[:12]}… of {parent.manifest.data_name}",
+            hint="--accept-data-change trains on it, from its beginning",
+        )
+    made = Plan(
+        job=spec.id,
+        kind=spec.kind,
+        settled=settled,
+        data_name=dataset_name(settled.train.data),
+        data_digest=digest,
+        parent=parent.name if parent else None,
+    )
+    _check_data(layout, made)
+    return made, parent
+
+
+def token_file_of(layout: Layout, made: Plan) -> Path:
+    return layout.token_file(made.data_name, made.data_digest, made.settled.train.encoding)
+
+
+def _digest(layout: Layout, settled: Settled, parent: Checkpoint | None) -> str:
+    source = layout.path(settled.train.data)
+    if parent is not None and not source.exists():
+        manifest = parent.manifest
+        kept = layout.token_file(manifest.data_name, manifest.data_digest, settled.train.encoding)
+        if settled.train.data == manifest.settled.train.data and tokens.read_manifest(kept):
+            return manifest.data_digest
+    return tokens.digest_of(source)
+
+
+def _check_data(layout: Layout, made: Plan) -> None:
+    """Refuse early what the encoder or the trainer would refuse: no text, too short, no encoding."""
+    train = made.settled.train
+    done = tokens.read_manifest(token_file_of(layout, made))
+    if done is None:
+        source = layout.path(train.data)
+        tokens.check_beginning(source)
+        if train.encoding != BYTES and not encoding.file(layout).is_file():
+            raise NotFound(
+                f"the encoding {train.encoding} is not in {layout.encodings}", hint="gptjobs data encoding"
+            )
+    count = done.token_count if done else source.stat().st_size
+    needed = HELD_OUT_PART * (train.block_size + 1)
+    if count < needed:
+        raise Refused(
+            f"the data {train.data} is too short: {count:,} {'tokens' if done else 'bytes'}; block size "
+            f"{train.block_size} needs {needed:,}, as a tenth is held out for validation",
+            hint="more data, or a smaller --block-size",
+        )

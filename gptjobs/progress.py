@@ -1,0 +1,124 @@
+"""The trainer's lines: what a trainer reports on its standard output, encoded and decoded.
+
+A line is one JSON object with `schema` and `kind`. Fields that a reader does not know are ignored; NaN
+and infinities, which JSON has not, are sent as null.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
+
+SCHEMA = 1
+
+Stage = Literal["encoding", "loading", "training", "evaluating", "saving"]
+TrainerOutcome = Literal["finished", "target", "patience", "stopped", "diverged", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageBegan:
+    """What the trainer does from now on, and how far it is (0 to 1) where that is known."""
+
+    kind: ClassVar[str] = "stage"
+    stage: Stage
+    done: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """After `step` updates. Losses are in nats a token; `train_loss` is the mean over the steps since the
+    last line, `val_loss` is there only where it was evaluated at this step, at `eval_context` tokens."""
+
+    kind: ClassVar[str] = "progress"
+    step: int
+    end_step: int
+    tokens: int
+    train_loss: float | None
+    val_loss: float | None = None
+    eval_context: int | None = None
+    learning_rate: float
+    grad_norm: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointWritten:
+    """A checkpoint was committed; `name` is its file's."""
+
+    kind: ClassVar[str] = "checkpoint"
+    name: str
+    step: int
+    tokens: int
+    size: int
+    val_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The trainer's last line, the truth about its outcome. `exit_code` is that of the error, if one."""
+
+    kind: ClassVar[str] = "finished"
+    outcome: TrainerOutcome
+    step: int | None
+    reason: str | None = None
+    hint: str | None = None
+    exit_code: int = 0
+
+
+Line = StageBegan | Progress | CheckpointWritten | Finished
+_KINDS: dict[str, type[Line]] = {each.kind: each for each in (StageBegan, Progress, CheckpointWritten, Finished)}
+
+
+def encode(line: Line, *, seconds: float) -> str:
+    """One line of JSON, without its end. `seconds` since the epoch are for people: nothing is decided by
+    them."""
+    record = {"schema": SCHEMA, "kind": line.kind, "time": round(seconds, 3)}
+    for name, value in asdict(line).items():
+        record[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(record, allow_nan=False, separators=(",", ":"))
+
+
+def decode(text: str) -> Line | None:
+    """The line, or None for one that is no report (or of a kind from a later version)."""
+    try:
+        record: Any = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or record.get("kind") not in _KINDS:
+        return None
+    kind = _KINDS[record["kind"]]
+    try:
+        return kind(**{each.name: record[each.name] for each in fields(kind) if each.name in record})
+    except TypeError:
+        return None
+
+
+def duration(seconds: float | None) -> str:
+    """`3h07m`, `2m05s`, `8s`; `?` where it is not known."""
+    if seconds is None:
+        return "?"
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 100 * 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def in_words(line: Progress) -> str:
+    """The line of the log that people follow: `Step 2000: train loss 6.5123, val loss 6.6512, …`."""
+    parts = [f"train loss {_number(line.train_loss)}"]
+    if line.val_loss is not None:
+        parts.append(f"val loss {_number(line.val_loss)}")
+    parts.append(f"lr {line.learning_rate:.3g}")
+    parts.append(f"grad norm {_number(line.grad_norm)}")
+    parts.append("? tokens/s" if line.tokens_per_s is None else f"{line.tokens_per_s:,.0f} tokens/s")
+    parts.append(f"{duration(line.eta_s)} left")
+    return f"Step {line.step}: " + ", ".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.4f}"

@@ -1,0 +1,100 @@
+"""How users name things: a job by id, unique prefix, name or `@`; a checkpoint by path or `JOB@best`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from gptjobs import checkpoint
+from gptjobs.checkpoint import Checkpoint
+from gptjobs.errors import NotFound, Refused, UsageError
+from gptjobs.job import JobSpec
+from gptjobs.layout import Layout
+
+NEWEST = "@"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A job that a reference may mean."""
+
+    id: str
+    name: str | None
+    submitted_at: float
+
+
+def pick(reference: str, jobs: Sequence[Known]) -> str:
+    """The id that `reference` means: an id, the newest job of that name, a unique prefix, or `@`."""
+    newest_first = sorted(jobs, key=lambda each: each.submitted_at, reverse=True)
+    if reference == NEWEST:
+        if not newest_first:
+            raise NotFound("there are no jobs yet", hint="gptjobs submit train --help")
+        return newest_first[0].id
+    for each in newest_first:
+        if reference in (each.id, each.name):
+            return each.id
+    starting = [each.id for each in newest_first if reference and each.id.startswith(reference)]
+    if len(starting) == 1:
+        return starting[0]
+    if starting:
+        raise UsageError(
+            f"'{reference}' could be {', '.join(starting[:5])}", hint="type more of the job's id"
+        )
+    words = [each.id for each in jobs] + [each.name for each in jobs if each.name]
+    close = get_close_matches(reference, words, n=1)
+    raise NotFound(
+        f"no job is called '{reference}'",
+        hint=f"did you mean {close[0]}?" if close else "gptjobs list",
+    )
+
+
+def jobs_on_record(layout: Layout) -> list[Known]:
+    """The jobs that the storage root knows."""
+    found = []
+    for path in layout.outputs.glob("*/job.json"):
+        spec = JobSpec.from_dict(json.loads(path.read_bytes()))
+        found.append(Known(spec.id, spec.name, spec.submitted_at))
+    return found
+
+
+def find_checkpoint(layout: Layout, reference: str) -> Checkpoint:
+    """The committed checkpoint that `reference` means: a path, or JOB@best, JOB@last, JOB@STEP."""
+    if "@" in reference and not reference.endswith(".pt"):
+        job, _, which = reference.rpartition("@")
+        return _of_job(layout, pick(job or NEWEST, jobs_on_record(layout)), which)
+    for path in (Path(reference), layout.root / reference):
+        if path.is_file():
+            name = layout.inside(path)
+            if name is None:
+                raise Refused(
+                    f"{reference} lies outside the storage root {layout.root}",
+                    hint="copy it with its manifest below checkpoints/ there: other hosts see only the root",
+                )
+            return checkpoint.read(layout, name)
+    if reference.endswith(".pt") or "/" in reference:
+        raise NotFound(f"there is no checkpoint {reference}", hint="gptjobs checkpoints list")
+    raise NotFound(
+        f"'{reference}' is no checkpoint",
+        hint=f"a path, or {reference}@best, {reference}@last, {reference}@1500",
+    )
+
+
+def _of_job(layout: Layout, job: str, which: str) -> Checkpoint:
+    counting = checkpoint.counting(layout, job)
+    if not counting:
+        raise NotFound(f"job {job} has no checkpoint yet", hint=f"gptjobs logs {job}")
+    if which == "last":
+        return counting[-1]
+    if which == "best":
+        evaluated = [each for each in counting if each.manifest.losses.val_loss is not None]
+        if not evaluated:
+            raise NotFound(f"no checkpoint of {job} has a validation loss", hint=f"{job}@last")
+        return min(evaluated, key=lambda each: each.manifest.losses.val_loss or 0.0)
+    steps = [each.manifest.step for each in counting]
+    if which.isdigit() and int(which) in steps:
+        return counting[steps.index(int(which))]
+    raise NotFound(
+        f"job {job} has no checkpoint '{which}'",
+        hint=f"best, last, or one of the steps {', '.join(map(str, steps[-8:]))}",
+    )

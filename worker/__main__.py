@@ -1,0 +1,86 @@
+"""`python -m worker`: one Celery process a host, a thread a slot.
+
+A first SIGTERM drains: running jobs checkpoint and go back to the queue.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+
+from celery import signals
+
+from gptjobs import broker, settings
+from gptjobs.errors import GptjobsError
+from gptjobs.layout import Layout
+from gptjobs.store import LeaseStore
+from worker.host import this_host
+from worker.rescue import Rescue
+from worker.tasks import Station, register
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker")
+    parser.add_argument("--name", default="worker")
+    parser.add_argument("--device", help="cuda, mps or cpu; the best one here unless given")
+    parser.add_argument("--slots", type=int, help="jobs at once, on CPU and Metal")
+    parser.add_argument("--leash", action="store_true", help="drain when standard input ends")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+
+    where = settings.load()
+    layout = Layout(where.root)
+    try:
+        host = this_host(arguments.name, arguments.device, arguments.slots)
+        layout.make()
+        store = LeaseStore(where.redis_url)
+    except GptjobsError as error:
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    station = Station(host=host, layout=layout, store=store, app=broker.connect(where.redis_url))
+    register(station)
+
+    @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
+    def drain(**event: object) -> None:
+        station.draining.set()
+
+    if arguments.leash:
+        _drain_when_input_ends()
+    rescue = Rescue(station)
+    rescue.start()
+    logging.info(
+        "%s offers %s on the queues %s; root %s",
+        host.worker, ", ".join(host.slots), ", ".join(host.queues), layout.root,
+    )  # fmt: skip
+    celery_worker = station.app.Worker(
+        hostname=host.worker,
+        pool="threads",
+        concurrency=len(host.slots),
+        queues=host.queues,
+        loglevel="INFO",
+        task_events=True,
+        without_mingle=True,
+        without_gossip=True,
+        quiet=True,
+    )
+    celery_worker.start()
+    rescue.stop()
+    return int(celery_worker.exitcode or 0)
+
+
+def _drain_when_input_ends() -> None:
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="leash", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

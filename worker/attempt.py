@@ -1,0 +1,182 @@
+"""One attempt of a job: from its claim to its settled config, its files, its trainer and its end."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from gptjobs import checkpoint, durable, planning
+from gptjobs.config import Plan
+from gptjobs.data import tokens
+from gptjobs.errors import GptjobsError
+from gptjobs.job import Job, JobSpec, JobState, Outcome
+from gptjobs.layout import Layout
+from gptjobs.progress import CheckpointWritten, Line, Progress, StageBegan
+from worker import outputs
+from worker.lease import HeldLease
+from worker.supervisor import Ended, Supervisor, encoder_command, trainer_command
+
+FRUITLESS_LIMIT = 5
+"""crashes in a row without a new checkpoint, after which a job has failed"""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How an attempt ended for its job: terminal, paused, or queued again."""
+
+    outcome: Outcome
+    fruitless: int = 0
+
+
+class Attempt:
+    """Runs in the task's thread, under a held lease."""
+
+    def __init__(
+        self, layout: Layout, job: Job, held: HeldLease, worker: str, device: str, draining: threading.Event
+    ) -> None:
+        self._layout, self._job, self._spec, self._held = layout, job, job.spec, held
+        self._worker, self._device, self._draining = worker, device, draining
+
+    def run(self) -> Verdict:
+        """Train the job as far as it goes, and say how that ended."""
+        layout, spec = self._layout, self._spec
+        record_request(layout, spec)
+        ended_before = read_outcome(layout, spec.id)
+        if ended_before is not None:
+            return Verdict(outcome=ended_before)
+        if layout.cancel_file(spec.id).exists():
+            return Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
+        try:
+            plan = self._settled_plan()
+            with self._open_log(plan) as log:
+                ended = self._encode(plan, log) or self._train(plan, log)
+        except GptjobsError as error:
+            return Verdict(
+                outcome=Outcome(state=JobState.FAILED, reason=error.message, hint=error.hint)
+            )
+        verdict = self._verdict(ended)
+        if not self._held.lost:
+            self._close(plan, verdict)
+        return verdict
+
+    def _settled_plan(self) -> Plan:
+        """`config.json`, made by the first attempt."""
+        path = self._layout.config_file(self._spec.id)
+        if not path.is_file():
+            plan, _ = planning.plan(self._layout, self._spec)
+            durable.write(path, durable.to_json(plan.to_dict()))
+        return Plan.from_dict(json.loads(path.read_bytes()))
+
+    def _open_log(self, plan: Plan) -> IO[bytes]:
+        self._layout.logs.mkdir(exist_ok=True)
+        return self._layout.log_file(plan.kind, plan.job, time.time()).open("ab", buffering=0)
+
+    def _encode(self, plan: Plan, log: IO[bytes]) -> Ended | None:
+        """Encode the data where that was not done; None when the tokens are there."""
+        if tokens.read_manifest(planning.token_file_of(self._layout, plan)) is not None:
+            return None
+        source = self._layout.path(plan.settled.train.data)
+        command = encoder_command(self._layout.config_file(plan.job), source)
+        ended = Supervisor(command, log, self._held, self._draining, self._show).run()
+        is_done = ended.finished is not None and ended.finished.outcome == "finished"
+        return None if is_done else ended
+
+    def _train(self, plan: Plan, log: IO[bytes]) -> Ended:
+        layout, token = self._layout, self._held.lease.token
+        start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
+        checkpoint.open_attempt(
+            layout,
+            plan.job,
+            checkpoint.Attempt(
+                token=token,
+                start=start.name if start else None,
+                start_step=start.manifest.step if start else 0,
+                worker=self._worker,
+                device=self._device,
+                began_at=time.time(),
+            ),
+        )
+        checkpoint.sweep_leftovers(layout, plan.job)
+        self._held.show({"end_step": plan.settled.end_step})
+        command = trainer_command(layout.config_file(plan.job), token)
+        with layout.attempt_lines(plan.job, token).open("a", buffering=1) as lines:
+
+            def keep(line: Line, text: str) -> None:
+                lines.write(text + "\n")
+                self._show(line, text)
+                if isinstance(line, CheckpointWritten):
+                    outputs.put_together(layout, self._spec)
+
+            return Supervisor(command, log, self._held, self._draining, keep).run()
+
+    def _show(self, line: Line, text: str) -> None:
+        """Let the lease's next renewal carry what the line says."""
+        if isinstance(line, StageBegan):
+            self._held.show({"stage": line.stage, "done": line.done})
+        elif isinstance(line, Progress):
+            newest: Mapping[str, Any] = {
+                name: value for name, value in asdict(line).items() if value is not None
+            }
+            self._held.show({**newest, "stage": "training"})
+        elif isinstance(line, CheckpointWritten):
+            self._held.show({"checkpoint": line.name})
+
+    def _verdict(self, ended: Ended) -> Verdict:
+        """What the attempt's end means for the job."""
+        finished, fruitless = ended.finished, 0 if ended.wrote_checkpoint else self._job.fruitless + 1
+        if finished is not None and finished.outcome in ("finished", "target", "patience"):
+            reason = finished.reason or finished.outcome
+            return Verdict(outcome=Outcome(state=JobState.FINISHED, reason=reason))
+        if finished is not None and finished.outcome == "diverged":
+            reason = finished.reason or "diverged"
+            return Verdict(outcome=Outcome(state=JobState.DIVERGED, reason=reason, hint=finished.hint))
+        if self._held.state is JobState.CANCELLING:
+            return Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
+        if self._held.state is JobState.PAUSING:
+            return Verdict(outcome=Outcome(state=JobState.PAUSED, reason="paused"))
+        if finished is not None and finished.outcome == "stopped":
+            return Verdict(outcome=Outcome(state=JobState.QUEUED, reason=f"{self._worker} stopped"))
+        cause = finished.reason if finished is not None and finished.reason else ended.cause
+        refused = finished is not None and finished.exit_code > 1
+        if refused or fruitless >= FRUITLESS_LIMIT:
+            hint = finished.hint if finished is not None else f"gptjobs logs {self._spec.id}"
+            return Verdict(outcome=Outcome(state=JobState.FAILED, reason=cause, hint=hint))
+        return Verdict(outcome=Outcome(state=JobState.QUEUED, reason=cause), fruitless=fruitless)
+
+    def _close(self, plan: Plan, verdict: Verdict) -> None:
+        """Write down how the attempt ended; for a terminal state the outcome, then the summary."""
+        layout, job, outcome = self._layout, plan.job, verdict.outcome
+        line = {"schema": 1, "kind": "ended", "time": time.time(), **outcome.to_dict()}
+        with layout.attempt_lines(job, self._held.lease.token).open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
+        if outcome.state.is_terminal:
+            write_outcome(layout, job, outcome)
+            outputs.summarise(layout, self._spec, plan, outcome)
+        else:
+            outputs.put_together(layout, self._spec)
+
+
+def record_request(layout: Layout, spec: JobSpec) -> None:
+    """Make `job.json`, unless the client did."""
+    layout.job_outputs(spec.id).mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        durable.create(layout.job_file(spec.id), durable.to_json(spec.to_dict()))
+
+
+def write_outcome(layout: Layout, job: str, outcome: Outcome) -> None:
+    """The first outcome stands."""
+    layout.job_outputs(job).mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        durable.create(layout.outcome_file(job), durable.to_json(outcome.to_dict()))
+
+
+def read_outcome(layout: Layout, job: str) -> Outcome | None:
+    path: Path = layout.outcome_file(job)
+    return Outcome.from_dict(json.loads(path.read_bytes())) if path.is_file() else None

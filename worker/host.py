@@ -1,0 +1,63 @@
+"""This host: its devices, the slots it offers and the queues it listens to. Imports no torch."""
+
+import platform
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+
+from gptjobs.errors import UsageError
+from gptjobs.job import ANY, DEVICES
+from gptjobs.layout import is_name
+
+_NVIDIA_SMI_LIMIT_S = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    worker: str
+    """the worker's name: NAME@host"""
+    slots: tuple[str, ...]
+    """a device each: cuda:0, mps, cpu"""
+
+    @property
+    def queues(self) -> list[str]:
+        return [*dict.fromkeys(slot.partition(":")[0] for slot in self.slots), ANY]
+
+
+def this_host(name: str, device: str | None, slots: int | None) -> Host:
+    """What this host offers. `slots` is for CPU and Metal; CUDA has a slot a GPU."""
+    if not is_name(name):
+        raise UsageError(f"'{name}' is no name for a worker", hint="letters, digits, dot, dash, underscore")
+    device = device or _best_device()
+    if device not in DEVICES:
+        raise UsageError(f"no device is called '{device}'", hint=f"one of {', '.join(DEVICES)}")
+    if device == "cuda":
+        gpus = cuda_devices()
+        if not gpus:
+            raise UsageError("nvidia-smi shows no GPU on this host", hint="--device cpu")
+        offered = tuple(f"cuda:{index}" for index in range(gpus))
+    else:
+        offered = (device,) * (slots or 1)
+    return Host(worker=f"{name}@{socket.gethostname()}", slots=offered)
+
+
+def _best_device() -> str:
+    if cuda_devices():
+        return "cuda"
+    on_apple_silicon = platform.system() == "Darwin" and platform.machine() == "arm64"
+    return "mps" if on_apple_silicon else "cpu"
+
+
+def cuda_devices() -> int:
+    """How many GPUs nvidia-smi lists."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return 0
+    try:
+        listed = subprocess.run(
+            [command, "-L"], capture_output=True, text=True, timeout=_NVIDIA_SMI_LIMIT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())

@@ -1,0 +1,121 @@
+"""A lease while it is held: renewed by a thread of its own, whatever the task is busy with."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gptjobs import checkpoint
+from gptjobs.job import JobSpec, JobState, Outcome
+from gptjobs.layout import Layout
+from gptjobs.store import Fenced, Lease, LeaseStore, RecordMissing, Unreachable
+
+BEAT_S = 2.0
+OFFLINE_LIMIT_S = 6 * 3600.0
+"""How long a job goes on without Redis: longer, and it only works in vain."""
+
+logger = logging.getLogger(__name__)
+
+Publish = Callable[[Mapping[str, Any]], None]
+
+
+class HeldLease:
+    """`state` is what Redis last said: requests to pause or cancel arrive in it. Once `lost`, nothing of this
+    attempt counts."""
+
+    def __init__(
+        self, store: LeaseStore, lease: Lease, spec: JobSpec, layout: Layout, worker: str, device: str,
+        publish: Publish,
+    ) -> None:  # fmt: skip
+        self._store, self.lease, self._spec, self._layout = store, lease, spec, layout
+        self._worker, self._device, self._publish = worker, device, publish
+        self._progress: Mapping[str, Any] = {}
+        self._published: Mapping[str, Any] = {}
+        self._offline_since: float | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lease {spec.id}", daemon=True)
+        self.state = JobState.RUNNING
+        self.lost = False
+
+    def __enter__(self) -> "HeldLease":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop_renewing()
+
+    def _stop_renewing(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def show(self, progress: Mapping[str, Any]) -> None:
+        """Let the next renewal carry these newest values."""
+        self._progress = {**self._progress, **progress}
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        return self.state in (JobState.PAUSING, JobState.CANCELLING)
+
+    def _keep(self) -> None:
+        while not self.lost:
+            self._renew()
+            if self._stopped.wait(BEAT_S):
+                return
+
+    def _renew(self) -> None:
+        newest = self._progress
+        try:
+            self.state = self._store.renew(self.lease, newest)
+        except Fenced:
+            logger.warning("job %s was fenced: another attempt has its lease", self._spec.id)
+            self.lost = True
+        except RecordMissing:
+            self._put_back()
+        except Unreachable as error:
+            self._note_offline(error)
+        else:
+            self._note_online()
+            if newest is not self._published:
+                self._publish(newest)
+                self._published = newest
+
+    def _put_back(self) -> None:
+        """Redis was flushed. The highest attempt in the storage root, and only it, restores the record."""
+        if checkpoint.latest_token(self._layout, self._spec.id) != self.lease.token:
+            self.lost = True
+        elif self._store.put_back(self._spec, self.lease, self._worker, self._device):
+            logger.warning("job %s was missing in Redis; its record is back", self._spec.id)
+
+    def _note_offline(self, error: Unreachable) -> None:
+        now = time.monotonic()
+        if self._offline_since is None:
+            self._offline_since = now
+            logger.warning("Redis does not answer (%s); job %s goes on without it", error, self._spec.id)
+        elif now - self._offline_since > OFFLINE_LIMIT_S:
+            logger.warning("Redis has been away for too long; job %s stops here", self._spec.id)
+            self.lost = True
+
+    def _note_online(self) -> None:
+        if self._offline_since is not None:
+            logger.info("Redis answers again; job %s is still ours", self._spec.id)
+            self._offline_since = None
+
+    def finish(self, outcome: Outcome, *, fruitless: int) -> bool:
+        """Tell Redis how the attempt ended, however long it takes to answer; False where it was fenced."""
+        self._stop_renewing()
+        began = time.monotonic()
+        while time.monotonic() - began < OFFLINE_LIMIT_S:
+            try:
+                self._store.finish(self.lease, outcome, fruitless=fruitless, progress=self._progress)
+                return True
+            except Fenced:
+                return False
+            except RecordMissing:
+                self._put_back()
+                if self.lost:
+                    return False
+            except Unreachable as error:
+                self._note_offline(error)
+                time.sleep(BEAT_S)
+        return False

@@ -1,0 +1,139 @@
+"""Rescue: requeue jobs whose lease expired, ring again for those whose doorbell was lost, announce the worker.
+
+No clocks are compared. A beat that does not grow for a TTL of this worker's own monotonic time is a dead
+holder's; after any pause or lost connection of its own, a worker starts to watch anew.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+import gptjobs
+from gptjobs import broker
+from gptjobs.errors import RedisUnreachable
+from gptjobs.job import Job, JobState, Outcome
+from gptjobs.store import Presence, Unreachable
+from worker.attempt import write_outcome
+from worker.tasks import Station, ring_again
+
+TTL_S = 10.0
+LOOK_S = 1.0
+OWN_PAUSE_S = 4.0
+"""a gap between two looks that is this long was a pause of this worker's own"""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Seen:
+    """Since when a job's mark has been the same."""
+
+    mark: tuple[int, ...]
+    since: float
+
+
+class Watch:
+    """Tells what has not changed for a TTL."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Seen] = {}
+
+    def forget(self) -> None:
+        self._seen.clear()
+
+    def stale(self, marks: dict[str, tuple[int, ...]], now: float) -> list[str]:
+        """The ids whose mark is what it was a TTL ago; their watch starts anew."""
+        self._seen = {
+            job: seen if (seen := self._seen.get(job)) and seen.mark == mark else Seen(mark, now)
+            for job, mark in marks.items()
+        }
+        found = [job for job, seen in self._seen.items() if now - seen.since >= TTL_S]
+        for job in found:
+            del self._seen[job]
+        return found
+
+
+class Rescue:
+    """A thread of every worker."""
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        self._beats, self._doorbells = Watch(), Watch()
+        self._began = time.time()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rescue", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        try:
+            self._station.store.withdraw(self._station.host.worker)
+        except Unreachable:
+            pass  # its presence expires
+
+    def _run(self) -> None:
+        looked = time.monotonic()
+        while not self._stopped.wait(LOOK_S):
+            now = time.monotonic()
+            if now - looked > OWN_PAUSE_S:
+                self._forget()
+            looked = now
+            try:
+                self._look(now)
+            except (Unreachable, RedisUnreachable) as error:
+                logger.debug("Redis does not answer: %s", error)
+                self._forget()
+
+    def _forget(self) -> None:
+        self._beats.forget()
+        self._doorbells.forget()
+
+    def _look(self, now: float) -> None:
+        station = self._station
+        station.store.announce(self._presence())
+        leased = {job.spec.id: job for job in station.store.leased()}
+        beats = {id: (job.token, job.beat) for id, job in leased.items()}
+        for id in self._beats.stale(beats, now):
+            self._reap(leased[id])
+        waiting = {job.spec.id: job for job in station.store.waiting()} if station.is_idle else {}
+        serials = {
+            id: (job.serial,) for id, job in waiting.items() if job.spec.device in station.host.queues
+        }
+        for id in self._doorbells.stale(serials, now):
+            logger.info("job %s waits and no doorbell came: ringing again", id)
+            broker.ring(station.app, waiting[id].spec, waiting[id].serial)
+
+    def _reap(self, job: Job) -> None:
+        station, id = self._station, job.spec.id
+        reason = f"lost {job.worker}"
+        after = station.store.reap(job, reason)
+        if after is None:
+            return
+        logger.warning("job %s: %s, its lease expired: %s", id, reason, after)
+        if after is JobState.CANCELLED:
+            write_outcome(station.layout, id, Outcome(state=after, reason="cancelled"))
+            broker.send_event(
+                station.app, job.worker or "", id, "task-revoked", terminated=True, signum=None, expired=False
+            )
+            return
+        broker.send_event(station.app, job.worker or "", id, "task-retried", exception=reason)
+        if after is JobState.QUEUED:
+            ring_again(station, id)
+
+    def _presence(self) -> Presence:
+        host = self._station.host
+        jobs = sorted(self._station.jobs)
+        return Presence(
+            name=host.worker,
+            host=host.worker.partition("@")[2],
+            version=gptjobs.__version__,
+            queues=host.queues,
+            slots=list(host.slots),
+            busy=len(jobs),
+            jobs=jobs,
+            started_at=self._began,
+        )

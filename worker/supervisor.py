@@ -1,0 +1,183 @@
+"""One child process of an attempt, a trainer or an encoder: drain its lines, hold its leash, stop it, kill it."""
+
+import logging
+import os
+import queue
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from gptjobs import progress
+from gptjobs.progress import CheckpointWritten, Finished, Line, Progress, StageBegan
+from worker.lease import HeldLease
+
+LEASH_S = 2.0
+POLL_S = 0.25
+STOP_LIMIT_S = 300.0
+"""for a checkpoint after SIGTERM, before the child is killed"""
+HANG_LIMIT_S = 300.0
+HANG_STEPS = 20
+_STEPS_REMEMBERED = 50
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a child ended. Without its last line (`finished`) it crashed, of `cause`."""
+
+    finished: Finished | None
+    cause: str
+    wrote_checkpoint: bool
+
+
+class Supervisor:
+    """Runs one child to its end. `on_line` gets each line, decoded and raw."""
+
+    def __init__(
+        self, command: list[str], log: IO[bytes], held: HeldLease, draining: threading.Event,
+        on_line: Callable[[Line, str], None],
+    ) -> None:  # fmt: skip
+        self._held, self._draining, self._on_line = held, draining, on_line
+        self._child = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name=f"lines of {self._child.pid}", daemon=True).start()
+        self._finished: Finished | None = None
+        self._wrote_checkpoint = False
+        self._killed_for: str | None = None
+        self._asked_at: float | None = None
+        self._patience = Patience()
+
+    def _read(self) -> None:
+        assert self._child.stdout is not None
+        with self._child.stdout as lines:
+            for line in lines:
+                self._lines.put(line.decode(errors="replace").rstrip("\n"))
+        self._lines.put(None)
+
+    def run(self) -> Ended:
+        """Supervise until the child's lines end and it is gone."""
+        leashed_at = 0.0
+        while True:
+            try:
+                line = self._lines.get(timeout=POLL_S)
+            except queue.Empty:
+                pass
+            else:
+                if line is None:
+                    break
+                self._take(line)
+            now = time.monotonic()
+            if now - leashed_at >= LEASH_S and not self._held.lost:
+                self._hold_leash()
+                leashed_at = now
+            self._stop_or_kill(now)
+        code = self._child.wait()
+        self._kill_group()
+        return Ended(
+            finished=self._finished,
+            cause=self._killed_for or cause_of(code),
+            wrote_checkpoint=self._wrote_checkpoint,
+        )
+
+    def _take(self, text: str) -> None:
+        line = progress.decode(text)
+        if line is None:
+            return
+        self._patience.note(line, time.monotonic())
+        if isinstance(line, Finished):
+            self._finished = line
+        elif isinstance(line, CheckpointWritten):
+            self._wrote_checkpoint = True
+        if not self._held.lost:
+            self._on_line(line, text)
+
+    def _hold_leash(self) -> None:
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(b".")
+        except BrokenPipeError:
+            pass
+
+    def _stop_or_kill(self, now: float) -> None:
+        if self._killed_for is not None:
+            return
+        if self._held.lost:
+            self._kill("fenced")
+        elif self._asked_at is None and (self._draining.is_set() or self._held.is_asked_to_stop):
+            self._asked_at = now
+            self._child.send_signal(signal.SIGTERM)
+        elif self._asked_at is not None and now - self._asked_at > STOP_LIMIT_S:
+            self._kill(f"it did not stop within {STOP_LIMIT_S:.0f} s")
+        elif self._patience.is_over(now):
+            self._kill("hung: no progress")
+
+    def _kill(self, why: str) -> None:
+        self._killed_for = why
+        logger.warning("killing process %d: %s", self._child.pid, why)
+        self._kill_group()
+
+    def _kill_group(self) -> None:
+        """Also what the child started; it leads a session, so its group is its own."""
+        try:
+            os.killpg(self._child.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+class Patience:
+    """Tells a hung trainer: no line for max(5 min, 20 median steps) while it trains."""
+
+    def __init__(self) -> None:
+        self._stage = "loading"
+        self._heard_at = time.monotonic()
+        self._last: tuple[int, float] | None = None
+        self._step_seconds: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
+
+    def note(self, line: Line, now: float) -> None:
+        self._heard_at = now
+        if isinstance(line, StageBegan):
+            self._stage, self._last = line.stage, None
+        elif isinstance(line, Progress):
+            if self._last is not None and line.step > self._last[0]:
+                self._step_seconds.append((now - self._last[1]) / (line.step - self._last[0]))
+            self._last = (line.step, now)
+
+    def is_over(self, now: float) -> bool:
+        if self._stage != "training":
+            return False
+        steps = HANG_STEPS * statistics.median(self._step_seconds) if self._step_seconds else 0.0
+        return now - self._heard_at > max(HANG_LIMIT_S, steps)
+
+
+def cause_of(code: int) -> str:
+    """A return code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def trainer_command(config: Path, token: int) -> list[str]:
+    return ["-m", "worker.trainer", str(config), "--attempt", str(token), "--leash"]
+
+
+def encoder_command(config: Path, source: Path) -> list[str]:
+    return ["-m", "worker.encode", str(config), str(source)]

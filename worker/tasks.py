@@ -1,0 +1,132 @@
+"""The Celery task: claim → prepare → supervise → report."""
+
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery import Celery
+from celery.app.task import Task
+from celery.exceptions import Ignore
+
+from gptjobs import broker, checkpoint
+from gptjobs.errors import JobFailed
+from gptjobs.job import JobState
+from gptjobs.layout import Layout
+from gptjobs.progress import duration
+from gptjobs.store import LeaseStore, Unreachable
+from worker.attempt import Attempt, Verdict
+from worker.host import Host
+from worker.lease import HeldLease
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Station:
+    """What a worker's threads share: its host, its doors, its free slots."""
+
+    host: Host
+    layout: Layout
+    store: LeaseStore
+    app: Celery
+    draining: threading.Event = field(default_factory=threading.Event)
+    slots: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+    jobs: set[str] = field(default_factory=set)
+    """ids in work"""
+
+    def __post_init__(self) -> None:
+        for slot in self.host.slots:
+            self.slots.put(slot)
+
+    @property
+    def is_idle(self) -> bool:
+        return len(self.jobs) < len(self.host.slots) and not self.draining.is_set()
+
+
+def register(station: Station) -> None:
+    """Give the worker its one task."""
+
+    @station.app.task(bind=True, name=broker.TASK, throws=(JobFailed,))  # type: ignore[untyped-decorator]
+    def train(self: Task, job: str, serial: int) -> str:
+        device = station.slots.get()
+        station.jobs.add(job)
+        try:
+            return _answer_doorbell(station, job, serial, device)
+        finally:
+            station.jobs.discard(job)
+            station.slots.put(device)
+
+
+def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> str:
+    """Train the job if it waits for this very ring; returns how it ended, as Celery's events want it."""
+    if station.draining.is_set():
+        raise Ignore  # it waits; a worker that stays rings again
+    worker = station.host.worker
+    try:
+        lease = station.store.claim(
+            job,
+            serial,
+            floor=checkpoint.latest_token(station.layout, job),
+            nonce=secrets.token_hex(8),
+            worker=worker,
+            device=device,
+        )
+        if lease is None:
+            raise Ignore
+        record = station.store.get(job)
+    except Unreachable as error:
+        logger.warning("job %s was not claimed: %s", job, error)
+        raise Ignore from error
+
+    def publish(progress: Mapping[str, Any]) -> None:
+        broker.send_event(station.app, worker, job, "task-progress", result=in_words(progress))
+
+    logger.info("job %s: attempt %d on %s", job, lease.attempt, device)
+    with HeldLease(station.store, lease, record.spec, station.layout, worker, device, publish) as held:
+        verdict = Attempt(station.layout, record, held, worker, device, station.draining).run()
+        if held.lost or not held.finish(verdict.outcome, fruitless=verdict.fruitless):
+            logger.warning("job %s: this attempt was fenced; nothing of it counts", job)
+            raise Ignore
+    logger.info("job %s: %s: %s", job, verdict.outcome.state, verdict.outcome.reason)
+    return _tell_celery(station, job, verdict)
+
+
+def _tell_celery(station: Station, job: str, verdict: Verdict) -> str:
+    outcome = verdict.outcome
+    if outcome.state is JobState.FINISHED:
+        return outcome.reason
+    if outcome.state in (JobState.FAILED, JobState.DIVERGED):
+        raise JobFailed(outcome.reason, hint=outcome.hint)
+    if outcome.state is JobState.CANCELLED:
+        broker.send_event(
+            station.app, station.host.worker, job, "task-revoked", terminated=True, signum=None, expired=False
+        )
+        raise Ignore
+    broker.send_event(station.app, station.host.worker, job, "task-retried", exception=outcome.reason)
+    if outcome.state is JobState.QUEUED:
+        ring_again(station, job)
+    raise Ignore
+
+
+def ring_again(station: Station, job: str) -> None:
+    """Ring for a job that is queued again, with the serial that its record now has."""
+    record = station.store.get(job)
+    if record.state is JobState.QUEUED:
+        broker.ring(station.app, record.spec, record.serial)
+
+
+def in_words(progress: Mapping[str, Any]) -> str:
+    """`step 1510/3500, train loss 6.4311, …`, for Flower's result column."""
+    stage = progress.get("stage", "starting")
+    if "step" not in progress:
+        done = progress.get("done")
+        return stage if done is None else f"{stage} {done:.0%}"
+    parts = [f"step {progress['step']}/{progress['end_step']}"]
+    parts += [f"{name.replace('_', ' ')} {progress[name]:.4f}" for name in ("train_loss", "val_loss") if name in progress]
+    if "tokens_per_s" in progress:
+        parts += [f"{progress['tokens_per_s']:,.0f} tokens/s", f"{duration(progress['eta_s'])} left"]
+    return ", ".join([*parts, stage] if stage != "training" else parts)

@@ -1,0 +1,92 @@
+"""`python -m worker.trainer outputs/<job>/config.json`: one attempt, with no Redis and no Celery.
+
+By hand it opens an attempt of its own; under a supervisor it is told which one it is.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from worker.child import Report, Stop, log, mind_the_leash
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker.trainer")
+    parser.add_argument("config", type=Path, help="outputs/<job>/config.json")
+    parser.add_argument("--attempt", type=int, help="the token of an attempt that was opened already")
+    parser.add_argument("--device", help="cuda, mps or cpu; by hand only")
+    parser.add_argument("--leash", action="store_true", help="die when standard input ends or falls silent")
+    arguments = parser.parse_args()
+    report, stop = Report(), Stop().listen()
+    if arguments.leash:
+        mind_the_leash()
+
+    from gptjobs.errors import GptjobsError
+    from gptjobs.progress import Finished
+
+    try:
+        finished = _train(arguments, report, stop)
+    except GptjobsError as error:
+        log(f"error: {error.message}")
+        finished = Finished(
+            outcome="failed", step=None, reason=error.message, hint=error.hint, exit_code=error.exit_code
+        )
+    except Exception as error:  # noqa: BLE001  # the edge of the process: the last line tells what happened
+        log(traceback.format_exc())
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        finished = Finished(outcome="failed", step=None, reason=reason, exit_code=1)
+    report(finished)
+    log(f"{finished.outcome}" + (f": {finished.reason}" if finished.reason else ""))
+    return finished.exit_code
+
+
+def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finished":  # noqa: F821
+    from gptjobs import checkpoint
+    from gptjobs.config import Plan
+    from gptjobs.errors import UsageError
+    from gptjobs.layout import Layout
+
+    config: Path = arguments.config.resolve()
+    if not config.is_file():
+        raise UsageError(f"there is no file {config}", hint="outputs/<job>/config.json of a job")
+    layout = Layout(config.parents[2])
+    plan = Plan.from_dict(json.loads(config.read_bytes()))
+
+    from worker.trainer.device import best_available, open_device
+    from worker.trainer.loop import train
+
+    if arguments.attempt is not None:
+        attempt = checkpoint.read_attempt(layout, plan.job, arguments.attempt)
+        start = checkpoint.read(layout, attempt.start) if attempt.start else None
+    else:
+        latest = checkpoint.latest_attempt(layout, plan.job)
+        start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
+        attempt = checkpoint.Attempt(
+            token=latest.token + 1 if latest else 1,
+            start=start.name if start else None,
+            start_step=start.manifest.step if start else 0,
+            worker=f"by-hand@{socket.gethostname()}",
+            device=arguments.device or best_available(),
+            began_at=time.time(),
+        )
+        checkpoint.open_attempt(layout, plan.job, attempt)
+    device = open_device(attempt.device, plan.settled.train.precision)
+    log(
+        f"job {plan.job}, attempt {attempt.token}, on {attempt.device} in {device.precision}, "
+        f"from {attempt.start or 'scratch'} to step {plan.settled.end_step}"
+    )
+    return train(layout, plan, attempt, start, device, report, stop)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # torch's threads need no farewell, and a slow interpreter exit would hold the device
+    os._exit(code)

@@ -1,0 +1,52 @@
+"""The device that a trainer computes on, and the arithmetic that gains there."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from gptjobs.errors import Refused
+
+
+@dataclass(frozen=True)
+class Device:
+    torch: torch.device
+    precision: str
+    """float32 or bfloat16"""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "bfloat16":
+            return torch.autocast(self.torch.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy to the device without waiting for what it computes now."""
+        if self.torch.type == "cuda":
+            return tensor.pin_memory().to(self.torch, non_blocking=True)
+        return tensor.to(self.torch)
+
+
+def best_available() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def open_device(name: str, precision: str) -> Device:
+    """The device called `name` (cuda, cuda:1, mps, cpu). Raises Refused where it is not here.
+
+    `auto` precision is bfloat16 on CUDA devices that compute in it, else float32: on a CPU and on Metal no
+    gain was measured.
+    """
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Refused("this host has no CUDA device that torch can use", hint="--device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise Refused("this host has no Metal device that torch can use", hint="--device cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if precision == "auto":
+        gains = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if gains else "float32"
+    return Device(device, precision)

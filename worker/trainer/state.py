@@ -1,0 +1,197 @@
+"""What a checkpoint carries: loaded into a model and its optimizer, and written so that it is whole or not there.
+
+The manifest is the truth about everything but tensors.
+"""
+
+import hashlib
+import math
+import os
+import platform
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gptjobs
+from gptjobs import durable
+from gptjobs.checkpoint import Checkpoint, Cursor, Losses, Manifest, manifest_path
+from gptjobs.config import Plan
+from gptjobs.errors import GptjobsError, Refused
+from gptjobs.layout import Layout, checkpoint_name
+from gptjobs.progress import CheckpointWritten
+from worker.trainer import optim
+from worker.trainer.device import Device
+from worker.trainer.model import INIT_STD, GPT
+
+
+@dataclass
+class Patience:
+    """The best validation loss of the job so far, and the evaluations since without a better one."""
+
+    best: float = math.inf
+    waited: int = 0
+
+    def note(self, val_loss: float) -> None:
+        self.best, self.waited = (val_loss, 0) if val_loss < self.best else (self.best, self.waited + 1)
+
+
+@dataclass
+class TrainingState:
+    """All that changes from step to step."""
+
+    model: GPT
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    tokens: int = 0
+    windows: int = 0
+    """seen in the order of this job's block size"""
+    patience: Patience = field(default_factory=Patience)
+    losses: Losses = field(default_factory=Losses)
+    newest: str | None = None
+    """the checkpoint that this state was loaded from or last written to, relative to the root"""
+    written_step: int | None = None
+
+
+def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -> TrainingState:
+    """The state at `start`, or new weights from the seed. Raises Refused where the weights are not finite."""
+    train = plan.settled.train
+    torch.manual_seed(train.seed)
+    model = GPT(plan.settled.model, train.dropout)
+    saved: dict[str, Any] = {}
+    if start is not None:
+        saved = _read(layout.path(start.name))
+        _load_weights(model, saved["model"], start.name)
+    model.to(device.torch)
+    state = TrainingState(model=model, optimizer=optim.adamw(model, train, device))
+    if start is None:
+        return state
+    optim.restore_moments(model, state.optimizer, saved["optimizer"])
+    manifest = start.manifest
+    state.step, state.tokens, state.newest = manifest.step, manifest.tokens, start.name
+    if manifest.cursor.block_size == train.block_size and manifest.data_digest == plan.data_digest:
+        state.windows = manifest.cursor.windows
+    if manifest.job == plan.job:
+        state.patience = Patience(**saved["patience"])
+        state.losses, state.written_step = manifest.losses, manifest.step
+    return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return loaded
+
+
+def _load_weights(model: GPT, saved: dict[str, Tensor], name: str) -> None:
+    poisoned = [each for each, tensor in saved.items() if not torch.isfinite(tensor).all()]
+    if poisoned:
+        raise Refused(f"the checkpoint {name} is poisoned: {poisoned[0]} has values that are not finite")
+    table = saved["transformer.wpe.weight"]
+    missing = model.config.n_positions - table.shape[0]
+    if missing > 0:
+        rows = torch.empty(missing, table.shape[1]).normal_(std=INIT_STD)
+        saved = {**saved, "transformer.wpe.weight": torch.cat([table, rows])}
+    model.load_state_dict({**saved, "lm_head.weight": saved["transformer.wte.weight"]})
+
+
+def save(layout: Layout, plan: Plan, token: int, state: TrainingState) -> CheckpointWritten:
+    """Commit a checkpoint: the file, then its manifest, each durable before it has its name. Raises
+    GptjobsError where the storage does not take it; what was there before stays as it is."""
+    folder = layout.job_checkpoints(plan.job)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path, size, sha256 = _write_tensors(folder, plan, state)
+        manifest = _manifest(plan, token, state, size, sha256)
+        durable.create(manifest_path(path), durable.to_json(manifest.to_dict()))
+    except OSError as error:
+        raise GptjobsError(
+            f"the checkpoint of step {state.step} could not be written: {error.strerror or error}",
+            hint=f"free space in {folder}, then go on from {state.newest or 'the start'}",
+        ) from error
+    state.newest, state.written_step = layout.name_of_checkpoint(plan.job, path.name), state.step
+    return CheckpointWritten(
+        name=path.name, step=state.step, tokens=state.tokens, size=size, val_loss=state.losses.val_loss
+    )
+
+
+def _write_tensors(folder: Path, plan: Plan, state: TrainingState) -> tuple[Path, int, str]:
+    """Write the `.pt` under a name that no file has; the timestamp moves on where one has it."""
+    content = {
+        "model": {k: v for k, v in state.model.state_dict().items() if k != "lm_head.weight"},
+        "optimizer": optim.moments(state.model, state.optimizer),
+        "patience": {"best": state.patience.best, "waited": state.patience.waited},
+        "step": state.step,
+        "train_loss": state.losses.train_loss,
+        "val_loss": state.losses.val_loss,
+        "config": plan.settled.to_dict(),
+    }
+    beside = durable.temporary(folder / "checkpoint.pt")
+    try:
+        with beside.open("xb", buffering=0) as file:
+            hashed = _Hashed(file)
+            torch.save(content, hashed)  # type: ignore[arg-type]  # only write is called
+            if hashed.error is not None:
+                raise hashed.error
+            os.fsync(file.fileno())
+        now = time.time()
+        while True:
+            path = folder / checkpoint_name(plan.data_name, state.step, now)
+            now += 1.0
+            if path.exists() or manifest_path(path).exists():
+                continue
+            durable.place(beside, path)
+            return path, hashed.size, hashed.sha256.hexdigest()
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class _Hashed:
+    """Hashes what is written on its way to the file, so that nothing is read again."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+        self.error: OSError | None = None
+        """of the first write that failed: torch hides it behind a message of its own"""
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        try:
+            while written < len(view):
+                written += self._file.write(view[written:])
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self.sha256.update(view)
+        self.size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        pass
+
+
+def _manifest(plan: Plan, token: int, state: TrainingState, size: int, sha256: str) -> Manifest:
+    evaluated_here = state.losses.eval_step == state.step
+    return Manifest(
+        job=plan.job,
+        token=token,
+        step=state.step,
+        tokens=state.tokens,
+        losses=state.losses if evaluated_here else replace(state.losses, val_loss=None),
+        cursor=Cursor(block_size=plan.settled.train.block_size, windows=state.windows),
+        settled=plan.settled,
+        data_name=plan.data_name,
+        data_digest=plan.data_digest,
+        parent=state.newest,
+        size=size,
+        sha256=sha256,
+        versions={
+            "gptjobs": gptjobs.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
