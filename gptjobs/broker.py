@@ -10,12 +10,12 @@ import logging
 from typing import Any
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from gptjobs.errors import RedisUnreachable
 from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, JobSpec
-from gptjobs.store import public
+from gptjobs.settings import public
 
 TASK = "gptjobs.train"
 QUEUES = (*DEVICES, ANY)
@@ -45,7 +45,7 @@ def connect(redis_url: str) -> Celery:
         task_acks_late=False,
         task_create_missing_queues=False,
         task_ignore_result=True,
-        task_queues=[Queue(each) for each in QUEUES],
+        task_queues=[Queue(each) for each in QUEUES],  # type: ignore[no-untyped-call]
         task_default_queue=ANY,
         task_send_sent_event=True,
         task_serializer="json",

@@ -193,9 +193,7 @@ class Attempt:
 def open_attempt(layout: Layout, job: str, attempt: Attempt) -> None:
     """Write the attempt down; raises FileExistsError where its token was used already."""
     layout.attempts(job).mkdir(parents=True, exist_ok=True)
-    durable.create(
-        layout.attempt_file(job, attempt.token), durable.to_json({"schema": SCHEMA, **asdict(attempt)})
-    )
+    durable.create(layout.attempt_file(job, attempt.token), durable.to_json({"schema": SCHEMA, **asdict(attempt)}))
 
 
 def read_attempt(layout: Layout, job: str, token: int) -> Attempt:

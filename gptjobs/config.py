@@ -97,13 +97,15 @@ class TrainConfig:
     )
     checkpoint_interval: int = _hyper(500, "Steps between checkpoints.", low=1, high=10**9)
     log_interval: int = _hyper(10, "Steps between lines of progress.", low=1, high=10**6)
-    target_val_loss: float = _hyper(
-        0.0, "Stop early at this validation loss, in nats. 0: off.", low=0.0, high=1e3
-    )
+    target_val_loss: float = _hyper(0.0, "Stop early at this validation loss, in nats. 0: off.", low=0.0, high=1e3)
     patience: int = _hyper(0, "Stop early after so many evaluations without a better one. 0: off.", low=0)
     precision: str = _hyper("auto", "Arithmetic of matrix products.", choices=PRECISIONS)
     grow_positions: bool = _hyper(False, "Let a larger block than the position table add rows to it.")
     seed: int = _hyper(1337, "Of the first weights, the order of data and dropout.", low=0, high=2**31 - 1)
+
+    @property
+    def windows_at_once(self) -> int:
+        return min(self.micro_batch or self.batch_size, self.batch_size)
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of the update that makes step `step` + 1: linear warm-up, then the schedule
@@ -234,8 +236,6 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
     put("vocab_size", VOCABULARY[values["encoding"]], f"encoding {values['encoding']}")
     if values["decay_steps"] == 0:
         put("decay_steps", parent_step + values["steps"] - values["schedule_start"], "to the job's end")
-    if values["micro_batch"] == 0 or values["micro_batch"] > values["batch_size"]:
-        put("micro_batch", values["batch_size"], "batch size")
     _fit_positions(put, values, origins, parent)
     return Settled(
         model=ModelConfig(**known(MODEL_FIELDS, values)),
@@ -248,9 +248,7 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
 def _put_preset(put: Any, overrides: Overrides) -> None:
     preset = overrides.get(PRESET, Given("gpt2", "default"))
     if preset.value not in PRESETS:
-        raise UsageError(
-            f"{preset.origin}: no model is called '{preset.value}'", hint=f"one of {', '.join(PRESETS)}"
-        )
+        raise UsageError(f"{preset.origin}: no model is called '{preset.value}'", hint=f"one of {', '.join(PRESETS)}")
     for name, value in PRESETS[preset.value].items():
         put(name, value, f"model {preset.value}")
     if preset.value == "nano":
@@ -326,7 +324,7 @@ def out_of_bounds(each: "Field[Any]", value: Any) -> str | None:
     kind = type(each.default)
     if type(value) is not kind:
         return f"{value!r} is no {kind.__name__}"
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is no finite number"
     bounds = each.metadata
     if bounds["choices"] and value not in bounds["choices"]:

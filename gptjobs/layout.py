@@ -50,9 +50,7 @@ def parse_checkpoint_name(name: str) -> CheckpointName | None:
     match = _CHECKPOINT.fullmatch(name)
     if match is None:
         return None
-    return CheckpointName(
-        model=match["model"], dataset=match["dataset"], step=int(match["step"]), stamp=match["stamp"]
-    )
+    return CheckpointName(model=match["model"], dataset=match["dataset"], step=int(match["step"]), stamp=match["stamp"])
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from gptjobs.layout import Layout, dataset_name
 from gptjobs.reference import find_checkpoint
 
 
-def plan(layout: Layout, spec: JobSpec) -> tuple[Plan, Checkpoint | None]:
-    """The plan of a job and the checkpoint it starts from. Raises UsageError, Refused or NotFound with what
-    stands against it; reads the source once, for its SHA-256, where the request does not name it."""
+def plan(layout: Layout, spec: JobSpec, source: Path | None = None) -> tuple[Plan, Checkpoint | None]:
+    """The plan of a job and the checkpoint it starts from. `source` is where the data is, if it is to be
+    copied to its name in the root. Raises UsageError, Refused or NotFound with what stands against it; reads
+    the source once, for its SHA-256, where the request does not name it."""
     parent = find_checkpoint(layout, spec.parent) if spec.parent else None
     if parent is None:
         settled = settle(spec.overrides)
@@ -25,7 +26,8 @@ def plan(layout: Layout, spec: JobSpec) -> tuple[Plan, Checkpoint | None]:
         settled = settle(spec.overrides, parent=parent.manifest.settled, parent_step=parent.manifest.step)
     if not settled.train.data:
         raise NotFound("no data was named to train on", hint="--data FILE")
-    digest = spec.data_digest or _digest(layout, settled, parent)
+    source = source or layout.path(settled.train.data)
+    digest = spec.data_digest or _digest(layout, settled, parent, source)
     if parent is not None and digest != parent.manifest.data_digest and not spec.accept_data_change:
         raise Refused(
             f"the data {settled.train.data} is not what the checkpoint was trained on: SHA-256 {digest[:12]}…, "
@@ -40,7 +42,7 @@ def plan(layout: Layout, spec: JobSpec) -> tuple[Plan, Checkpoint | None]:
         data_digest=digest,
         parent=parent.name if parent else None,
     )
-    _check_data(layout, made)
+    _check_data(layout, made, source)
     return made, parent
 
 
@@ -48,8 +50,7 @@ def token_file_of(layout: Layout, made: Plan) -> Path:
     return layout.token_file(made.data_name, made.data_digest, made.settled.train.encoding)
 
 
-def _digest(layout: Layout, settled: Settled, parent: Checkpoint | None) -> str:
-    source = layout.path(settled.train.data)
+def _digest(layout: Layout, settled: Settled, parent: Checkpoint | None, source: Path) -> str:
     if parent is not None and not source.exists():
         manifest = parent.manifest
         kept = layout.token_file(manifest.data_name, manifest.data_digest, settled.train.encoding)
@@ -58,17 +59,14 @@ def _digest(layout: Layout, settled: Settled, parent: Checkpoint | None) -> str:
     return tokens.digest_of(source)
 
 
-def _check_data(layout: Layout, made: Plan) -> None:
+def _check_data(layout: Layout, made: Plan, source: Path) -> None:
     """Refuse early what the encoder or the trainer would refuse: no text, too short, no encoding."""
     train = made.settled.train
     done = tokens.read_manifest(token_file_of(layout, made))
     if done is None:
-        source = layout.path(train.data)
         tokens.check_beginning(source)
         if train.encoding != BYTES and not encoding.file(layout).is_file():
-            raise NotFound(
-                f"the encoding {train.encoding} is not in {layout.encodings}", hint="gptjobs data encoding"
-            )
+            raise NotFound(f"the encoding {train.encoding} is not in {layout.encodings}", hint="gptjobs data encoding")
     count = done.token_count if done else source.stat().st_size
     needed = HELD_OUT_PART * (train.block_size + 1)
     if count < needed:

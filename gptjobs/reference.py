@@ -38,9 +38,7 @@ def pick(reference: str, jobs: Sequence[Known]) -> str:
     if len(starting) == 1:
         return starting[0]
     if starting:
-        raise UsageError(
-            f"'{reference}' could be {', '.join(starting[:5])}", hint="type more of the job's id"
-        )
+        raise UsageError(f"'{reference}' could be {', '.join(starting[:5])}", hint="type more of the job's id")
     words = [each.id for each in jobs] + [each.name for each in jobs if each.name]
     close = get_close_matches(reference, words, n=1)
     raise NotFound(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT_VARIABLE = "GPTJOBS_ROOT"
 REDIS_VARIABLE = "GPTJOBS_REDIS_URL"
@@ -44,11 +45,15 @@ def load(root: Path | None = None) -> Settings:
     return found
 
 
+def public(url: str) -> str:
+    """A URL without its password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
+
+
 def child_environment(settings: Settings, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a child that is to use these settings."""
-    return environment_with(
-        {ROOT_VARIABLE: str(settings.root), REDIS_VARIABLE: settings.redis_url, **(extra or {})}
-    )
+    return environment_with({ROOT_VARIABLE: str(settings.root), REDIS_VARIABLE: settings.redis_url, **(extra or {})})
 
 
 def environment_with(extra: Mapping[str, str]) -> dict[str, str]:

@@ -25,16 +25,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from gptjobs import scripts
 from gptjobs.config import known
 from gptjobs.errors import NotFound, RedisUnreachable, Refused
 from gptjobs.job import Job, JobSpec, JobState, Outcome
 from gptjobs.reference import Known, pick
+from gptjobs.settings import public
 
 JOB = "gptjobs:job:"
 JOBS = "gptjobs:jobs"
@@ -46,98 +47,6 @@ CLIENT_TIMEOUT_S = 5.0
 LEASE_TIMEOUT_S = 2.0
 WORKER_PRESENCE_S = 15
 _BATCH = 500
-
-# KEYS: job, waiting, leased. ARGV: id, serial, floor, nonce, worker, device
-_CLAIM = """
-if redis.call('HGET', KEYS[1], 'state') ~= 'queued' then return nil end
-if redis.call('HGET', KEYS[1], 'serial') ~= ARGV[2] then return nil end
-local token = math.max(tonumber(redis.call('HGET', KEYS[1], 'token')), tonumber(ARGV[3])) + 1
-local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
-redis.call('HSET', KEYS[1], 'state', 'running', 'token', token, 'nonce', ARGV[4], 'beat', 0,
-           'worker', ARGV[5], 'device', ARGV[6], 'reason', '')
-redis.call('SREM', KEYS[2], ARGV[1])
-redis.call('SADD', KEYS[3], ARGV[1])
-return {token, attempt}
-"""
-
-# Whether ARGV[2], ARGV[3] (token, nonce) hold the lease of KEYS[1]; opens renew and finish.
-_HOLDER_ONLY = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 'missing' end
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return 'fenced' end
-if redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[3] then return 'fenced' end
-"""
-
-# KEYS: job. ARGV: id, token, nonce, progress or ''
-_RENEW = (
-    _HOLDER_ONLY
-    + """
-redis.call('HINCRBY', KEYS[1], 'beat', 1)
-if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[4]) end
-return redis.call('HGET', KEYS[1], 'state')
-"""
-)
-
-# KEYS: job, waiting, leased. ARGV: id, token, nonce, state, reason, fruitless, progress or ''
-_FINISH = (
-    _HOLDER_ONLY
-    + """
-redis.call('HSET', KEYS[1], 'state', ARGV[4], 'reason', ARGV[5], 'fruitless', ARGV[6], 'nonce', '')
-if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[7]) end
-redis.call('SREM', KEYS[3], ARGV[1])
-if ARGV[4] == 'queued' then
-    redis.call('HINCRBY', KEYS[1], 'serial', 1)
-    redis.call('SADD', KEYS[2], ARGV[1])
-end
-return ARGV[4]
-"""
-)
-
-# KEYS: job, waiting, leased. ARGV: id, token, beat, reason
-_REAP = """
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return nil end
-if redis.call('HGET', KEYS[1], 'beat') ~= ARGV[3] then return nil end
-local state = redis.call('HGET', KEYS[1], 'state')
-local after = ({running = 'queued', cancelling = 'cancelled', pausing = 'paused'})[state]
-if not after then return nil end
-redis.call('HINCRBY', KEYS[1], 'token', 1)
-redis.call('HSET', KEYS[1], 'state', after, 'nonce', '', 'reason', ARGV[4])
-redis.call('SREM', KEYS[3], ARGV[1])
-if after == 'queued' then
-    redis.call('HINCRBY', KEYS[1], 'serial', 1)
-    redis.call('SADD', KEYS[2], ARGV[1])
-end
-return after
-"""
-
-# KEYS: job, waiting. ARGV: id, reason
-_CANCEL = """
-local state = redis.call('HGET', KEYS[1], 'state')
-local after = ({queued = 'cancelled', paused = 'cancelled', running = 'cancelling', pausing = 'cancelling'})[state]
-if not after then return state end
-redis.call('HSET', KEYS[1], 'state', after, 'reason', ARGV[2])
-redis.call('SREM', KEYS[2], ARGV[1])
-return after
-"""
-
-# KEYS: job, jobs, waiting. ARGV: id, submitted_at, spec
-_SUBMIT = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'spec', ARGV[3], 'state', 'queued', 'serial', 1, 'token', 0, 'nonce', '',
-           'beat', 0, 'attempt', 0, 'fruitless', 0)
-redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-redis.call('SADD', KEYS[3], ARGV[1])
-return 1
-"""
-
-# KEYS: job, jobs, leased. ARGV: id, submitted_at, spec, token, nonce, worker, device
-_PUT_BACK = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'spec', ARGV[3], 'state', 'running', 'serial', 1, 'token', ARGV[4],
-           'nonce', ARGV[5], 'beat', 0, 'attempt', 1, 'fruitless', 0, 'worker', ARGV[6], 'device', ARGV[7])
-redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-redis.call('SADD', KEYS[3], ARGV[1])
-return 1
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,12 +85,6 @@ class Unreachable(Exception):
     """Redis did not answer in time; for callers that go on without it."""
 
 
-def public(url: str) -> str:
-    """The URL without its password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
-
-
 class Store:
     """For clients: an answer within CLIENT_TIMEOUT_S or RedisUnreachable."""
 
@@ -199,11 +102,6 @@ class Store:
             raise RedisUnreachable(
                 f"'{url}' is no Redis URL: {error}", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:6379/0"
             ) from error
-        for name, script in (
-            ("_claim", _CLAIM), ("_renew", _RENEW), ("_finish", _FINISH), ("_reap", _REAP),
-            ("_cancel", _CANCEL), ("_submit", _SUBMIT), ("_put_back", _PUT_BACK),
-        ):  # fmt: skip
-            setattr(self, name, self._redis.register_script(script))
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -220,7 +118,7 @@ class Store:
 
     def _run(self, script: str, keys: list[str], *arguments: Any) -> Any:
         with self._reaching():
-            return getattr(self, script)(keys=keys, args=arguments)
+            return self._redis.register_script(script)(keys=keys, args=arguments)
 
     def ping(self) -> None:
         with self._reaching():
@@ -230,7 +128,11 @@ class Store:
         """Record a queued job; False where the id is there already."""
         return bool(
             self._run(
-                "_submit", [JOB + spec.id, JOBS, WAITING], spec.id, spec.submitted_at, _json(spec.to_dict())
+                scripts.SUBMIT,
+                [JOB + spec.id, JOBS, WAITING],
+                spec.id,
+                spec.submitted_at,
+                _json(spec.to_dict()),
             )
         )
 
@@ -280,7 +182,7 @@ class Store:
 
     def cancel(self, job: str, reason: str) -> JobState:
         """Ask for it; returns the state after. Terminal states stay as they are."""
-        state = self._run("_cancel", [JOB + job, WAITING], job, reason)
+        state = self._run(scripts.CANCEL, [JOB + job, WAITING], job, reason)
         if state is None:
             raise NotFound(f"Redis has no job {job}", hint="gptjobs list")
         return JobState(state)
@@ -310,51 +212,53 @@ class LeaseStore(Store):
     def _unreachable(self, error: Exception) -> Exception:
         return Unreachable(str(error))
 
-    def claim(
-        self, job: str, serial: int, *, floor: int, nonce: str, worker: str, device: str
-    ) -> Lease | None:
+    def claim(self, job: str, serial: int, *, floor: int, nonce: str, worker: str, device: str) -> Lease | None:
         """Queued → running, if the doorbell's serial is the record's. The token exceeds Redis's and `floor`,
         the highest of any attempt in the storage root."""
-        answer = self._run(
-            "_claim", [JOB + job, WAITING, LEASED], job, serial, floor, nonce, worker, device
-        )
+        answer = self._run(scripts.CLAIM, [JOB + job, WAITING, LEASED], job, serial, floor, nonce, worker, device)
         if answer is None:
             return None
         return Lease(job=job, token=int(answer[0]), nonce=nonce, attempt=int(answer[1]))
 
     def renew(self, lease: Lease, progress: Mapping[str, Any] | None) -> JobState:
         """One beat more. Returns the job's state, in which requests arrive: pausing, cancelling."""
-        answer = self._run(
-            "_renew", [JOB + lease.job], lease.job, lease.token, lease.nonce, _json(progress)
-        )
+        answer = self._run(scripts.RENEW, [JOB + lease.job], lease.job, lease.token, lease.nonce, _json(progress))
         return _held(answer)
 
-    def finish(
-        self, lease: Lease, outcome: Outcome, *, fruitless: int, progress: Mapping[str, Any] | None
-    ) -> None:
+    def finish(self, lease: Lease, outcome: Outcome, *, fruitless: int, progress: Mapping[str, Any] | None) -> None:
         """The end of an attempt: a terminal state, paused, or queued again."""
         answer = self._run(
-            "_finish",
+            scripts.FINISH,
             [JOB + lease.job, WAITING, LEASED],
-            lease.job, lease.token, lease.nonce, outcome.state.value, outcome.reason, fruitless,
+            lease.job,
+            lease.token,
+            lease.nonce,
+            outcome.state.value,
+            outcome.reason,
+            fruitless,
             _json(progress),
-        )  # fmt: skip
+        )
         _held(answer)
 
     def reap(self, job: Job, reason: str) -> JobState | None:
         """Take a dead holder's lease away; None where its token or beat is not as `job` has them."""
-        answer = self._run(
-            "_reap", [JOB + job.spec.id, WAITING, LEASED], job.spec.id, job.token, job.beat, reason
-        )
+        answer = self._run(scripts.REAP, [JOB + job.spec.id, WAITING, LEASED], job.spec.id, job.token, job.beat, reason)
         return None if answer is None else JobState(answer)
 
     def put_back(self, spec: JobSpec, lease: Lease, worker: str, device: str) -> bool:
         """After a flush, the record of a job whose holder still trains it; False where there is one."""
         return bool(
             self._run(
-                "_put_back", [JOB + spec.id, JOBS, LEASED],
-                spec.id, spec.submitted_at, _json(spec.to_dict()), lease.token, lease.nonce, worker, device,
-            )  # fmt: skip
+                scripts.PUT_BACK,
+                [JOB + spec.id, JOBS, LEASED],
+                spec.id,
+                spec.submitted_at,
+                _json(spec.to_dict()),
+                lease.token,
+                lease.nonce,
+                worker,
+                device,
+            )
         )
 
 

@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import threading
+import warnings
 
 from celery import signals
+from celery.platforms import SecurityWarning
 
 from gptjobs import broker, settings
 from gptjobs.errors import GptjobsError
@@ -31,6 +33,7 @@ def main() -> int:
     parser.add_argument("--leash", action="store_true", help="drain when standard input ends")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    warnings.simplefilter("ignore", SecurityWarning)  # that it runs as root: in a container it may
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
 
     where = settings.load()

@@ -5,16 +5,14 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import IO, Any
 
-from gptjobs import checkpoint, durable, planning
+from gptjobs import checkpoint, durable, planning, record
 from gptjobs.config import Plan
 from gptjobs.data import tokens
 from gptjobs.errors import GptjobsError
-from gptjobs.job import Job, JobSpec, JobState, Outcome
+from gptjobs.job import Job, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Line, Progress, StageBegan
 from worker import outputs
@@ -47,8 +45,8 @@ class Attempt:
     def run(self) -> Verdict:
         """Train the job as far as it goes, and say how that ended."""
         layout, spec = self._layout, self._spec
-        record_request(layout, spec)
-        ended_before = read_outcome(layout, spec.id)
+        record.write_request(layout, spec)
+        ended_before = record.read_outcome(layout, spec.id)
         if ended_before is not None:
             return Verdict(outcome=ended_before)
         if layout.cancel_file(spec.id).exists():
@@ -58,9 +56,7 @@ class Attempt:
             with self._open_log(plan) as log:
                 ended = self._encode(plan, log) or self._train(plan, log)
         except GptjobsError as error:
-            return Verdict(
-                outcome=Outcome(state=JobState.FAILED, reason=error.message, hint=error.hint)
-            )
+            return Verdict(outcome=Outcome(state=JobState.FAILED, reason=error.message, hint=error.hint))
         verdict = self._verdict(ended)
         if not self._held.lost:
             self._close(plan, verdict)
@@ -68,11 +64,11 @@ class Attempt:
 
     def _settled_plan(self) -> Plan:
         """`config.json`, made by the first attempt."""
-        path = self._layout.config_file(self._spec.id)
-        if not path.is_file():
+        plan = record.read_plan(self._layout, self._spec.id)
+        if plan is None:
             plan, _ = planning.plan(self._layout, self._spec)
-            durable.write(path, durable.to_json(plan.to_dict()))
-        return Plan.from_dict(json.loads(path.read_bytes()))
+            durable.write(self._layout.config_file(plan.job), durable.to_json(plan.to_dict()))
+        return plan
 
     def _open_log(self, plan: Plan) -> IO[bytes]:
         self._layout.logs.mkdir(exist_ok=True)
@@ -121,9 +117,7 @@ class Attempt:
         if isinstance(line, StageBegan):
             self._held.show({"stage": line.stage, "done": line.done})
         elif isinstance(line, Progress):
-            newest: Mapping[str, Any] = {
-                name: value for name, value in asdict(line).items() if value is not None
-            }
+            newest: Mapping[str, Any] = {name: value for name, value in asdict(line).items() if value is not None}
             self._held.show({**newest, "stage": "training"})
         elif isinstance(line, CheckpointWritten):
             self._held.show({"checkpoint": line.name})
@@ -157,26 +151,7 @@ class Attempt:
         with layout.attempt_lines(job, self._held.lease.token).open("a") as lines:
             lines.write(json.dumps(line) + "\n")
         if outcome.state.is_terminal:
-            write_outcome(layout, job, outcome)
+            record.write_outcome(layout, job, outcome)
             outputs.summarise(layout, self._spec, plan, outcome)
         else:
             outputs.put_together(layout, self._spec)
-
-
-def record_request(layout: Layout, spec: JobSpec) -> None:
-    """Make `job.json`, unless the client did."""
-    layout.job_outputs(spec.id).mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        durable.create(layout.job_file(spec.id), durable.to_json(spec.to_dict()))
-
-
-def write_outcome(layout: Layout, job: str, outcome: Outcome) -> None:
-    """The first outcome stands."""
-    layout.job_outputs(job).mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        durable.create(layout.outcome_file(job), durable.to_json(outcome.to_dict()))
-
-
-def read_outcome(layout: Layout, job: str) -> Outcome | None:
-    path: Path = layout.outcome_file(job)
-    return Outcome.from_dict(json.loads(path.read_bytes())) if path.is_file() else None

@@ -41,11 +41,7 @@ def main() -> int:
         return 0
     except GptjobsError as error:
         log(f"error: {error.message}")
-        report(
-            Finished(
-                outcome="failed", step=None, reason=error.message, hint=error.hint, exit_code=error.exit_code
-            )
-        )
+        report(Finished(outcome="failed", step=None, reason=error.message, hint=error.hint, exit_code=error.exit_code))
         return error.exit_code
     log(f"{made.token_count:,} tokens")
     report(Finished(outcome="finished", step=None))

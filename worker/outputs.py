@@ -68,9 +68,7 @@ def summarise(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome) -> No
         _draw(layout.loss_picture(spec.id), metrics, spec.name or spec.id)
 
 
-def _summary(
-    layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metrics: list[dict[str, Any]]
-) -> str:
+def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metrics: list[dict[str, Any]]) -> str:
     evaluated = [each for each in metrics if each["val_loss"] is not None]
     settled = plan.settled
     last_step = metrics[-1]["step"] if metrics else settled.start_step

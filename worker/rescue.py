@@ -7,14 +7,15 @@ holder's; after any pause or lost connection of its own, a worker starts to watc
 import logging
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import gptjobs
-from gptjobs import broker
+from gptjobs import broker, record
 from gptjobs.errors import RedisUnreachable
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.store import Presence, Unreachable
-from worker.attempt import write_outcome
 from worker.tasks import Station, ring_again
 
 TTL_S = 10.0
@@ -42,7 +43,7 @@ class Watch:
     def forget(self) -> None:
         self._seen.clear()
 
-    def stale(self, marks: dict[str, tuple[int, ...]], now: float) -> list[str]:
+    def stale(self, marks: Mapping[str, tuple[int, ...]], now: float) -> list[str]:
         """The ids whose mark is what it was a TTL ago; their watch starts anew."""
         self._seen = {
             job: seen if (seen := self._seen.get(job)) and seen.mark == mark else Seen(mark, now)
@@ -70,10 +71,8 @@ class Rescue:
     def stop(self) -> None:
         self._stopped.set()
         self._thread.join()
-        try:
+        with suppress(Unreachable):  # its presence expires by itself
             self._station.store.withdraw(self._station.host.worker)
-        except Unreachable:
-            pass  # its presence expires
 
     def _run(self) -> None:
         looked = time.monotonic()
@@ -100,9 +99,7 @@ class Rescue:
         for id in self._beats.stale(beats, now):
             self._reap(leased[id])
         waiting = {job.spec.id: job for job in station.store.waiting()} if station.is_idle else {}
-        serials = {
-            id: (job.serial,) for id, job in waiting.items() if job.spec.device in station.host.queues
-        }
+        serials = {id: (job.serial,) for id, job in waiting.items() if job.spec.device in station.host.queues}
         for id in self._doorbells.stale(serials, now):
             logger.info("job %s waits and no doorbell came: ringing again", id)
             broker.ring(station.app, waiting[id].spec, waiting[id].serial)
@@ -115,7 +112,7 @@ class Rescue:
             return
         logger.warning("job %s: %s, its lease expired: %s", id, reason, after)
         if after is JobState.CANCELLED:
-            write_outcome(station.layout, id, Outcome(state=after, reason="cancelled"))
+            record.write_outcome(station.layout, id, Outcome(state=after, reason="cancelled"))
             broker.send_event(
                 station.app, job.worker or "", id, "task-revoked", terminated=True, signum=None, expired=False
             )

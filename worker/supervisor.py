@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -109,10 +110,8 @@ class Supervisor:
 
     def _hold_leash(self) -> None:
         assert self._child.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self._child.stdin.write(b".")
-        except BrokenPipeError:
-            pass
 
     def _stop_or_kill(self, now: float) -> None:
         if self._killed_for is not None:
@@ -134,10 +133,8 @@ class Supervisor:
 
     def _kill_group(self) -> None:
         """Also what the child started; it leads a session, so its group is its own."""
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._child.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
 
 
 class Patience:

@@ -126,7 +126,9 @@ def in_words(progress: Mapping[str, Any]) -> str:
         done = progress.get("done")
         return stage if done is None else f"{stage} {done:.0%}"
     parts = [f"step {progress['step']}/{progress['end_step']}"]
-    parts += [f"{name.replace('_', ' ')} {progress[name]:.4f}" for name in ("train_loss", "val_loss") if name in progress]
+    parts += [
+        f"{name.replace('_', ' ')} {progress[name]:.4f}" for name in ("train_loss", "val_loss") if name in progress
+    ]
     if "tokens_per_s" in progress:
         parts += [f"{progress['tokens_per_s']:,.0f} tokens/s", f"{duration(progress['eta_s'])} left"]
     return ", ".join([*parts, stage] if stage != "training" else parts)

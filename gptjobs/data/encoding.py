@@ -140,9 +140,7 @@ def _from_download() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", f"import tiktoken; tiktoken.get_encoding('{NAME}')"]
         environment = settings.environment_with({_CACHE_VARIABLE: folder})
-        subprocess.run(
-            command, env=environment, timeout=_DOWNLOAD_LIMIT_S, check=True, capture_output=True, text=True
-        )
+        subprocess.run(command, env=environment, timeout=_DOWNLOAD_LIMIT_S, check=True, capture_output=True, text=True)
         return _cached(Path(folder))
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -110,10 +111,8 @@ def prepare(
 
 
 def _place_unless_there(beside: Path, path: Path) -> None:
-    try:
+    with suppress(FileExistsError):  # another host's, the same to the byte
         durable.place(beside, path)
-    except FileExistsError:
-        pass  # another host's, the same to the byte
 
 
 def _encode(
@@ -187,9 +186,7 @@ def _place_to_cut(text: bytes) -> int:
 def _check_text(piece: bytes, offset: int, source: Path) -> None:
     zero = piece.find(b"\0")
     if zero >= 0:
-        raise Refused(
-            f"{source} is no text: byte {offset + zero} is zero", hint="--data takes a UTF-8 text file"
-        )
+        raise Refused(f"{source} is no text: byte {offset + zero} is zero", hint="--data takes a UTF-8 text file")
     try:
         piece.decode()
     except UnicodeDecodeError as error:

@@ -12,8 +12,12 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worker.child import Report, Stop, log, mind_the_leash
+
+if TYPE_CHECKING:
+    from gptjobs.progress import Finished
 
 
 def main() -> int:
@@ -46,7 +50,7 @@ def main() -> int:
     return finished.exit_code
 
 
-def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finished":  # noqa: F821
+def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finished":
     from gptjobs import checkpoint
     from gptjobs.config import Plan
     from gptjobs.errors import UsageError

@@ -10,20 +10,20 @@ from gptjobs.errors import Refused
 
 @dataclass(frozen=True)
 class Device:
-    torch: torch.device
+    place: torch.device
     precision: str
     """float32 or bfloat16"""
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.precision == "bfloat16":
-            return torch.autocast(self.torch.type, dtype=torch.bfloat16)
+            return torch.autocast(self.place.type, dtype=torch.bfloat16)
         return nullcontext()
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy to the device without waiting for what it computes now."""
-        if self.torch.type == "cuda":
-            return tensor.pin_memory().to(self.torch, non_blocking=True)
-        return tensor.to(self.torch)
+        if self.place.type == "cuda":
+            return tensor.pin_memory().to(self.place, non_blocking=True)
+        return tensor.to(self.place)
 
 
 def best_available() -> str:

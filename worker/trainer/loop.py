@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,12 +12,12 @@ from torch import Tensor
 from gptjobs.checkpoint import Attempt, Checkpoint
 from gptjobs.config import Plan, TrainConfig
 from gptjobs.layout import Layout
-from gptjobs.progress import Finished, Line, Progress, StageBegan, TrainerOutcome, in_words
+from gptjobs.progress import Finished, Line, Progress, Stage, StageBegan, TrainerOutcome, in_words
 from worker.child import Stop, log
 from worker.trainer import optim, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
-from worker.trainer.state import TrainingState
+from worker.trainer.state import Patience, TrainingState
 
 REPORT_AT_LEAST_EVERY_S = 10.0
 
@@ -31,26 +32,26 @@ def train(
     config, end = plan.settled.train, plan.settled.end_step
     report(StageBegan(stage="loading"))
     at = state.load(layout, plan, start, device)
-    data = Batches(
-        layout.token_file(plan.data_name, plan.data_digest, config.encoding), config.block_size, config.seed
-    )
+    data = Batches(layout.token_file(plan.data_name, plan.data_digest, config.encoding), config.block_size, config.seed)
     meter = Meter(plan, at, device, report)
 
     def save() -> None:
-        report(StageBegan(stage="saving"))
-        written = state.save(layout, plan, attempt.token, at)
+        with meter.pause("saving"):
+            written = state.save(layout, plan, attempt.token, at)
         report(written)
         log(f"checkpoint {written.name}")
+
+    def evaluate() -> None:
+        with meter.pause("evaluating"):
+            _evaluate(at, data, config, device)
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
         if outcome != "diverged" and at.written_step != at.step:
             save()
         return Finished(outcome=outcome, step=at.step, reason=reason, hint=hint)
 
-    _evaluate(at, data, config, device, report)
-    report(StageBegan(stage="training"))
+    evaluate()
     first_step = at.step
-    at.model.train()
     meter.restart()
     while at.step < end:
         rate = config.learning_rate_at(at.step)
@@ -59,48 +60,47 @@ def train(
         if at.step == first_step:
             meter.line(rate, has_val_loss=True, ends_interval=False)
         at.optimizer.step()
-        at.step += 1
-        at.windows += config.batch_size
-        at.tokens += config.batch_size * config.block_size
+        at.advance(config)
 
-        stops = stop.requested
-        evaluates = at.step % config.eval_interval == 0 or at.step == end
-        saves = at.step % config.checkpoint_interval == 0 or at.step == end or stops
-        if evaluates or saves or meter.is_due(at.step):
-            if not meter.is_finite():
-                meter.line(rate, has_val_loss=False)
-                return ended("diverged", _diverged(at.step, rate), _after_divergence(plan, at))
-            with meter.paused():
-                if evaluates:
-                    _evaluate(at, data, config, device, report)
-                    at.patience.note(at.losses.val_loss or math.inf)
-            meter.line(rate, has_val_loss=evaluates)
-            if evaluates and at.patience.best <= config.target_val_loss:
-                return ended("target", f"validation loss {at.patience.best:.4f} reached the target")
-            if evaluates and 0 < config.patience <= at.patience.waited:
-                return ended("patience", f"no better validation loss than {at.patience.best:.4f}")
-            if saves:
-                with meter.paused():
-                    save()
+        stops, is_last = stop.requested, at.step == end
+        evaluates = is_last or at.step % config.eval_interval == 0
+        saves = is_last or stops or at.step % config.checkpoint_interval == 0
+        if not (evaluates or saves or meter.is_due(at.step)):
+            continue
+        if not meter.is_finite():
+            meter.line(rate, has_val_loss=False)
+            return ended("diverged", _diverged(at.step, rate), _after_divergence(plan, at))
+        if evaluates:
+            evaluate()
+            at.patience.note(at.losses.val_loss or math.inf)
+        meter.line(rate, has_val_loss=evaluates)
+        if evaluates and (early := _stops_early(at.patience, config)):
+            return ended(*early)
+        if saves:
+            save()
         if stops:
             return ended("stopped")
-        if (evaluates or saves) and at.step < end:
-            report(StageBegan(stage="training"))
     return ended("finished")
 
 
-def _gradients(
-    at: TrainingState, data: Batches, config: TrainConfig, device: Device
-) -> tuple[Tensor, Tensor]:
+def _stops_early(patience: Patience, config: TrainConfig) -> tuple[TrainerOutcome, str] | None:
+    if patience.best <= config.target_val_loss:
+        return "target", f"validation loss {patience.best:.4f} reached the target"
+    if 0 < config.patience <= patience.waited:
+        return "patience", f"no better validation loss than {patience.best:.4f}"
+    return None
+
+
+def _gradients(at: TrainingState, data: Batches, config: TrainConfig, device: Device) -> tuple[Tensor, Tensor]:
     """The gradients of one update, added up over micro-batches. Returns the mean loss and the gradient's
     norm before clipping, both still on the device."""
     if config.dropout:
         torch.manual_seed(config.seed * 1_000_003 + at.step)
     tokens, targets = data.batch(at.windows, config.batch_size)
-    total = torch.zeros((), device=device.torch)
+    total = torch.zeros((), device=device.place)
     at.optimizer.zero_grad(set_to_none=True)
-    for first in range(0, config.batch_size, config.micro_batch):
-        rows = slice(first, first + config.micro_batch)
+    for first in range(0, config.batch_size, config.windows_at_once):
+        rows = slice(first, first + config.windows_at_once)
         with device.autocast():
             loss = at.model.loss(device.put(tokens[rows]), device.put(targets[rows]))
         share = loss * (len(tokens[rows]) / config.batch_size)
@@ -111,12 +111,11 @@ def _gradients(
 
 
 @torch.no_grad()
-def _evaluate(at: TrainingState, data: Batches, config: TrainConfig, device: Device, report: Report) -> None:
+def _evaluate(at: TrainingState, data: Batches, config: TrainConfig, device: Device) -> None:
     """Set the state's validation loss: the mean over the held-out windows."""
-    report(StageBegan(stage="evaluating"))
     at.model.eval()
-    total, count = torch.zeros((), device=device.torch, dtype=torch.float32), 0
-    for tokens, targets in data.held_out(config.eval_tokens, config.micro_batch):
+    total, count = torch.zeros((), device=device.place, dtype=torch.float32), 0
+    for tokens, targets in data.held_out(config.eval_tokens, config.windows_at_once):
         with device.autocast():
             total += at.model.loss(device.put(tokens), device.put(targets)) * targets.numel()
         count += targets.numel()
@@ -137,52 +136,44 @@ def _diverged(step: int, rate: float) -> str:
 def _after_divergence(plan: Plan, at: TrainingState) -> str | None:
     if at.newest is None:
         return "submit it again with a smaller --learning-rate"
-    return (
-        f"gptjobs submit resume --from {at.newest} "
-        f"--learning-rate {plan.settled.train.learning_rate / 10:.3g}"
-    )
-
-
-@dataclass
-class _Pause:
-    """Time that does not count as training."""
-
-    meter: "Meter"
-
-    def __enter__(self) -> None:
-        self.began = time.monotonic()
-
-    def __exit__(self, *error: object) -> None:
-        self.meter.since += time.monotonic() - self.began
+    return f"gptjobs submit resume --from {at.newest} --learning-rate {plan.settled.train.learning_rate / 10:.3g}"
 
 
 class Meter:
     """Adds losses up on the device; waits for the device only when a line is due."""
 
     def __init__(self, plan: Plan, at: TrainingState, device: Device, report: Report) -> None:
-        self._config, self._end, self._at, self._report = plan.settled.train, plan.settled.end_step, at, report
-        self._zero = torch.zeros((), device=device.torch)
+        self._config, self._end, self._at, self._report = (
+            plan.settled.train,
+            plan.settled.end_step,
+            at,
+            report,
+        )
+        self._zero = torch.zeros((), device=device.place)
         self._norm = self._zero
         self.restart()
 
     def restart(self) -> None:
         """Begin a new mean."""
         self._loss, self._count = self._zero.clone(), 0
-        self.since = self._last_line = time.monotonic()
+        self._since = self._last_line = time.monotonic()
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
         self._loss += loss
         self._norm = norm
         self._count += 1
 
-    def paused(self) -> _Pause:
-        return _Pause(self)
+    @contextmanager
+    def pause(self, stage: Stage) -> Iterator[None]:
+        """Time that does not count as training."""
+        began = time.monotonic()
+        self._report(StageBegan(stage=stage))
+        yield
+        self._report(StageBegan(stage="training"))
+        self._since += time.monotonic() - began
 
     def is_due(self, step: int) -> bool:
-        return (
-            step % self._config.log_interval == 0
-            or time.monotonic() - self._last_line >= REPORT_AT_LEAST_EVERY_S
-        )
+        return step % self._config.log_interval == 0 or time.monotonic() - self._last_line >= REPORT_AT_LEAST_EVERY_S
 
     def is_finite(self) -> bool:
         return math.isfinite(self._loss.item()) and math.isfinite(self._norm.item())
@@ -192,7 +183,7 @@ class Meter:
         sake, does not end the mean, so the lines of intervals do not depend on the clock."""
         at = self._at
         loss = self._loss.item() / self._count
-        seconds = time.monotonic() - self.since
+        seconds = time.monotonic() - self._since
         speed = self._count * self._config.batch_size * self._config.block_size / seconds
         left = (self._end - at.step) * seconds / self._count
         at.losses = replace(at.losses, train_loss=loss if math.isfinite(loss) else None)

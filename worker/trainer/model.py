@@ -30,9 +30,7 @@ class Attention(nn.Module):
             each.view(batch, context, self.heads, width // self.heads).transpose(1, 2)
             for each in self.c_attn(x).split(width, dim=2)
         )
-        y = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True
-        )
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
         y = y.transpose(1, 2).reshape(batch, context, width)
         return cast(Tensor, self.residual_dropout(self.c_proj(y)))
 

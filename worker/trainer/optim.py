@@ -22,7 +22,7 @@ def adamw(model: nn.Module, train: TrainConfig, device: Device) -> torch.optim.A
         lr=train.learning_rate,
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,
-        fused=device.torch.type in ("cuda", "cpu"),
+        fused=device.place.type in ("cuda", "cpu"),
     )
 
 
@@ -33,11 +33,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def moments(model: nn.Module, optimizer: torch.optim.AdamW) -> Moments:
     """The optimizer's state by the name of its tensor: `step`, `exp_avg`, `exp_avg_sq`."""
-    return {
-        name: dict(optimizer.state[each])
-        for name, each in model.named_parameters()
-        if each in optimizer.state
-    }
+    return {name: dict(optimizer.state[each]) for name, each in model.named_parameters() if each in optimizer.state}
 
 
 def restore_moments(model: nn.Module, optimizer: torch.optim.AdamW, saved: Moments) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint carries: loaded into a model and its optimizer, and written so that it is whole or not there.
+"""What a checkpoint carries: loaded into a model and its optimizer, and written whole or not at all.
 
 The manifest is the truth about everything but tensors.
 """
@@ -18,13 +18,13 @@ from torch import Tensor
 import gptjobs
 from gptjobs import durable
 from gptjobs.checkpoint import Checkpoint, Cursor, Losses, Manifest, manifest_path
-from gptjobs.config import Plan
+from gptjobs.config import Plan, TrainConfig
 from gptjobs.errors import GptjobsError, Refused
 from gptjobs.layout import Layout, checkpoint_name
 from gptjobs.progress import CheckpointWritten
 from worker.trainer import optim
 from worker.trainer.device import Device
-from worker.trainer.model import INIT_STD, GPT
+from worker.trainer.model import GPT, INIT_STD
 
 
 @dataclass
@@ -54,6 +54,12 @@ class TrainingState:
     """the checkpoint that this state was loaded from or last written to, relative to the root"""
     written_step: int | None = None
 
+    def advance(self, config: TrainConfig) -> None:
+        """One update was made."""
+        self.step += 1
+        self.windows += config.batch_size
+        self.tokens += config.batch_size * config.block_size
+
 
 def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -> TrainingState:
     """The state at `start`, or new weights from the seed. Raises Refused where the weights are not finite."""
@@ -64,7 +70,7 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     if start is not None:
         saved = _read(layout.path(start.name))
         _load_weights(model, saved["model"], start.name)
-    model.to(device.torch)
+    model.to(device.place)
     state = TrainingState(model=model, optimizer=optim.adamw(model, train, device))
     if start is None:
         return state

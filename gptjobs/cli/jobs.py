@@ -1,0 +1,225 @@
+"""`gptjobs list, show, logs, wait, cancel`: jobs in the queue and on record."""
+
+import time
+
+import click
+
+from gptjobs import checkpoint, contract, record
+from gptjobs.cli import output
+from gptjobs.cli.place import Place, json_option, pass_place
+from gptjobs.config import Plan
+from gptjobs.errors import JobCancelled, JobFailed, WaitedTooLong
+from gptjobs.job import Job, JobState, Outcome
+from gptjobs.progress import duration
+
+POLL_S = 0.5
+
+
+@click.command("list", epilog="Example: gptjobs list --state running")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([each.value for each in JobState]),
+    help="Only jobs in this state; may be given several times.",
+)
+@click.option("-n", "--limit", type=click.IntRange(1), help="Only the newest so many.")
+@json_option
+@pass_place
+def list_jobs(place: Place, states: tuple[str, ...], limit: int | None, as_json: bool) -> None:
+    """The jobs, oldest first."""
+    jobs = [each for each in place.store.all() if not states or each.state.value in states]
+    jobs = jobs[-limit:] if limit else jobs
+    if as_json:
+        output.as_json({"jobs": [each.to_dict() for each in jobs]})
+        return
+    if not jobs:
+        output.say("no jobs yet; gptjobs submit train --help" if not states else "no such jobs")
+        return
+    output.table(
+        ("ID", "NAME", "KIND", "STATE", "STEP", "TRAIN", "VAL", "TOKENS/S", "LEFT", "DEVICE"),
+        [_row(each) for each in jobs],
+        right=(4, 5, 6, 7, 8),
+    )
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    shown = job.to_dict()
+    step = "-" if shown["step"] is None else f"{shown['step']}/{shown['end_step']}"
+    return (
+        shown["id"],
+        shown["name"] or "-",
+        shown["kind"],
+        output.coloured(job.state),
+        step,
+        output.number(shown["train_loss"], ".4f"),
+        output.number(shown["val_loss"], ".4f"),
+        output.number(shown["tokens_per_s"], ",.0f"),
+        "-" if shown["eta_s"] is None else duration(shown["eta_s"]),
+        shown["device"],
+    )
+
+
+@click.command("show", epilog="Example: gptjobs show @   (@ is the newest job)")
+@click.argument("job", metavar="JOB")
+@json_option
+@pass_place
+def show(place: Place, job: str, as_json: bool) -> None:
+    """One job: its state, progress, config with origins, contract, checkpoints."""
+    found = place.store.find(job)
+    plan = record.read_plan(place.layout, found.spec.id)
+    parent = checkpoint.read(place.layout, plan.parent) if plan and plan.parent else None
+    made = contract.contract(plan, parent) if plan and parent else None
+    checkpoints = checkpoint.counting(place.layout, found.spec.id)
+    if as_json:
+        output.as_json(
+            {
+                **found.to_dict(),
+                "config": plan.settled.to_dict() if plan else None,
+                "origins": dict(plan.settled.origins) if plan else None,
+                "contract": made.to_dict() if made else None,
+                "checkpoints": [each.to_dict() for each in checkpoints],
+                "alerts": [],
+                "parent": found.spec.parent,
+            }
+        )
+        return
+    _show_facts(place, found)
+    if made:
+        output.result("\n" + contract.in_words(made))
+    if plan:
+        _show_config(plan)
+    if checkpoints:
+        output.result("\ncheckpoints")
+        for each in checkpoints:
+            loss = output.number(each.manifest.losses.val_loss, ".4f")
+            output.result(f"  step {each.manifest.step:>7}  val loss {loss:>7}  {each.name}")
+
+
+def _show_facts(place: Place, job: Job) -> None:
+    shown = job.to_dict()
+    name = f" ({job.spec.name})" if job.spec.name else ""
+    output.result(f"job {job.spec.id}{name}: {output.coloured(job.state)}")
+    if shown["reason"]:
+        output.result(f"  {shown['reason']}")
+    outcome = record.read_outcome(place.layout, job.spec.id)
+    if outcome and outcome.hint:
+        output.result(f"  hint: {outcome.hint}")
+    output.result(f"  submitted {output.when(job.spec.submitted_at)}, priority {job.spec.priority}")
+    if job.worker:
+        output.result(f"  attempt {job.attempt} on {job.worker}, {shown['device']}")
+    if shown["step"] is not None:
+        output.result(
+            f"  step {shown['step']} of {shown['end_step']}, {shown['tokens']:,} tokens, "
+            f"train loss {output.number(shown['train_loss'], '.4f')}, "
+            f"val loss {output.number(shown['val_loss'], '.4f')}"
+        )
+    for path in place.layout.log_files(job.spec.id)[-1:]:
+        output.result(f"  log {path}")
+
+
+def _show_config(plan: Plan) -> None:
+    settled = plan.settled.to_dict()
+    output.result("\nconfig")
+    output.table(
+        ("  NAME", "VALUE", "FROM"),
+        [
+            (f"  {name}", str(value), plan.settled.origins[name])
+            for name, value in {**settled["model"], **settled["train"]}.items()
+        ],
+    )
+
+
+@click.command("logs", epilog="Example: gptjobs logs -f @")
+@click.argument("job", metavar="JOB")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends; then exit with its code.")
+@click.option("-n", "--lines", type=click.IntRange(0), help="Only the last so many lines to begin with.")
+@pass_place
+def logs(place: Place, job: str, follow: bool, lines: int | None) -> None:
+    """What a job's trainer said, over all its attempts. Ctrl-C detaches; it never stops the job."""
+    found = place.store.find(job)
+    shown = _show_log(place, found.spec.id, {}, lines)
+    while follow:
+        state = place.store.get(found.spec.id).state
+        shown = _show_log(place, found.spec.id, shown, None)
+        if state.is_terminal:
+            _exit_as(place.store.get(found.spec.id))
+            return
+        time.sleep(POLL_S)
+    if not shown:
+        output.say(f"no log yet: the job is {found.state}")
+
+
+def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -> dict[str, int]:
+    """Print what the logs hold beyond the bytes already shown, a file's name to a count."""
+    shown, texts = dict(shown), []
+    for path in place.layout.log_files(job):
+        with path.open("rb") as file:
+            file.seek(shown.get(path.name, 0))
+            texts.append(file.read().decode(errors="replace"))
+            shown[path.name] = file.tell()
+    text = "".join(texts)
+    if last is not None:
+        text = "".join(text.splitlines(keepends=True)[-last:] if last else [])
+    click.echo(text, nl=False)
+    return shown
+
+
+@click.command("wait", epilog="Example: gptjobs wait @ --timeout 3600")
+@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; then exit 124.")
+@pass_place
+def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
+    """Wait until jobs end. Exit 0 if all finished, 1 if one failed or diverged, 10 if one was cancelled."""
+    ids = [place.store.find(each).spec.id for each in jobs]
+    began = time.monotonic()
+    ended: list[Job] = []
+    for each in ids:
+        while not (job := place.store.get(each)).state.is_terminal:
+            if timeout is not None and time.monotonic() - began >= timeout:
+                raise WaitedTooLong(f"job {each} is still {job.state} after {timeout:g} s")
+            time.sleep(POLL_S)
+        ended.append(job)
+    for job in ended:
+        output.result(f"{job.spec.id}  {output.coloured(job.state)}  {job.reason}")
+    for job in sorted(ended, key=lambda each: each.state is JobState.CANCELLED):
+        _exit_as(job)
+
+
+def _exit_as(job: Job) -> None:
+    """Raise the error whose exit code is the job's; nothing for a finished one."""
+    name = job.spec.name or job.spec.id
+    if job.state is JobState.CANCELLED:
+        raise JobCancelled(f"job {name} was cancelled")
+    if job.state is not JobState.FINISHED:
+        raise JobFailed(f"job {name} {job.state}: {job.reason}", hint=f"gptjobs show {job.spec.id}")
+
+
+@click.command("cancel", epilog="Example: gptjobs cancel 3f9a")
+@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@json_option
+@pass_place
+def cancel(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:
+    """Stop jobs; a running one writes a checkpoint first."""
+    found = [place.store.find(each) for each in jobs]
+    states: dict[str, str] = {}
+    for job in found:
+        id = job.spec.id
+        if job.state.is_terminal:
+            states[id] = job.state.value
+            output.say(f"job {id} is {job.state} already")
+            continue
+        if place.layout.is_there:
+            record.write_cancel_request(place.layout, id)
+        state = place.store.cancel(id, "cancelled")
+        if state is JobState.CANCELLED and place.layout.is_there:
+            record.write_outcome(place.layout, id, Outcome(state=state, reason="cancelled"))
+        states[id] = state.value
+        if not as_json:
+            last = " after a checkpoint" if state is JobState.CANCELLING else ""
+            output.result(f"{id}  {output.coloured(state)}{last}")
+    if as_json:
+        output.as_json({"jobs": states})
+
+
+commands = (list_jobs, show, logs, wait, cancel)

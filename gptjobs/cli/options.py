@@ -1,0 +1,108 @@
+"""The options of `submit`, made from config.py, and what the user said in all places, merged."""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import Field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from gptjobs.config import HYPERPARAMETERS, MODEL_FIELDS, PRESET, PRESETS, Given, Overrides, merge, option
+from gptjobs.errors import NotFound, UsageError
+from gptjobs.layout import Layout
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# the names that users' older scripts set
+ENVIRONMENT = {
+    "batch_size": "BATCH_SIZE",
+    "block_size": "BLOCK_SIZE",
+    "learning_rate": "LEARNING_RATE",
+    "data": "TRAINING_DATA_SOURCE",
+}
+RESUME_ENVIRONMENT = {**ENVIRONMENT, "steps": "RESUME_STEPS"}
+CHECKPOINT_VARIABLE = "CHECKPOINT_PATH"
+FILE_NAME = "gptjobs.toml"
+_DERIVED = ("vocab_size",)
+
+
+def hyperparameters(*, resume: bool) -> Callable[[Command], Command]:
+    """Add an option for each hyperparameter; none has a default, which would override the checkpoint's."""
+    environment = RESUME_ENVIRONMENT if resume else ENVIRONMENT
+
+    def add(command: Command) -> Command:
+        for name, each in reversed(HYPERPARAMETERS.items()):
+            if name in _DERIVED or (resume and name in MODEL_FIELDS):
+                continue
+            command = _option(name, each, environment.get(name), resume)(command)
+        help = "Size of the model; each can be changed." if not resume else "Must be the checkpoint's."
+        return click.option("--model", type=click.Choice(list(PRESETS)), help=help)(command)
+
+    return add
+
+
+def _option(name: str, each: "Field[Any]", variable: str | None, resume: bool) -> Callable[[Command], Command]:
+    bounds = each.metadata
+    kind = type(each.default)
+    if bounds["choices"]:
+        type_: Any = click.Choice(bounds["choices"])
+    else:
+        type_ = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}[kind]
+    default = "the checkpoint's" if resume and name not in ("steps", "grow_positions") else each.default
+    shown = "" if default in ("", False) else f"  [default: {default}]"
+    names = [option(name)]
+    return click.option(
+        *names,
+        name,
+        type=type_,
+        is_flag=kind is bool,
+        default=None,
+        envvar=variable,
+        show_envvar=variable is not None,
+        metavar=bounds["metavar"] or (None if bounds["choices"] or kind is bool else kind.__name__.upper()),
+        help=bounds["help"] + shown,
+    )
+
+
+def said(context: click.Context, layout: Layout, file: Path | None) -> dict[str, Given]:
+    """gptjobs.toml < --config FILE < environment < flags, each value with its origin."""
+    layers: list[Overrides] = []
+    root_file = layout.root / FILE_NAME
+    if root_file.is_file():
+        layers.append(_from_file(root_file))
+    if file is not None:
+        layers.append(_from_file(file))
+    layers.append(_from_command(context, ParameterSource.ENVIRONMENT))
+    layers.append(_from_command(context, ParameterSource.COMMANDLINE))
+    return merge(*layers)
+
+
+def _from_command(context: click.Context, source: ParameterSource) -> dict[str, Given]:
+    found = {}
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in HYPERPARAMETERS and name != PRESET:
+            continue
+        if context.get_parameter_source(name) is source:
+            said_by = parameter.envvar if source is ParameterSource.ENVIRONMENT else option(name)
+            found[name] = Given(context.params[name], str(said_by))
+    return found
+
+
+def _from_file(path: Path) -> dict[str, Given]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise NotFound(f"there is no file {path}", hint="--config takes a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML: {error}", hint="lines like: batch_size = 32") from error
+    names = [each for each in (*HYPERPARAMETERS, PRESET) if each not in _DERIVED]
+    for name in values:
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else "names as in the options, with underscores"
+            raise UsageError(f"{path}: there is no hyperparameter '{name}'", hint=hint)
+    return {name: Given(value, path.name) for name, value in values.items()}

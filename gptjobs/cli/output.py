@@ -1,0 +1,72 @@
+"""What commands print: results on stdout, talk on stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from gptjobs.job import JobState
+
+SCHEMA = 1
+
+_COLOURS = {
+    JobState.RUNNING: "cyan",
+    JobState.FINISHED: "green",
+    JobState.FAILED: "red",
+    JobState.DIVERGED: "red",
+    JobState.CANCELLED: "yellow",
+}
+
+
+def result(text: str = "") -> None:
+    click.echo(text)
+
+
+def say(text: str = "") -> None:
+    click.echo(text, err=True)
+
+
+def as_json(content: dict[str, Any]) -> None:
+    click.echo(json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False))
+
+
+def coloured(state: JobState) -> str:
+    """The state, in colour on a terminal (and not where NO_COLOR is set: click sees to that)."""
+    return click.style(state.value, fg=_COLOURS.get(state))
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
+    """Columns of plain text; those in `right` are numbers."""
+    everything = [tuple(headers), *(tuple(row) for row in rows)]
+    widths = [max(len(click.unstyle(row[i])) for row in everything) for i in range(len(headers))]
+    on_the_right = set(right)
+    for row in everything:
+        cells = []
+        for i, cell in enumerate(row):
+            room = " " * (widths[i] - len(click.unstyle(cell)))
+            cells.append(room + cell if i in on_the_right else cell + room)
+        result("  ".join(cells).rstrip())
+
+
+def number(value: Any, form: str) -> str:
+    """`value` by a format, or a dash where it is not known."""
+    return "-" if value is None else format(value, form)
+
+
+def size(count: int) -> str:
+    """`11.0 MB`, in powers of ten."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+def when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def is_terminal() -> bool:
+    return sys.stderr.isatty()

@@ -1,0 +1,218 @@
+"""`gptjobs submit`: train and resume jobs."""
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptjobs import contract, durable, planning, record
+from gptjobs.checkpoint import Checkpoint
+from gptjobs.cli import output
+from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
+from gptjobs.cli.place import Place, json_option, pass_place
+from gptjobs.config import Given, Plan
+from gptjobs.data import tokens
+from gptjobs.errors import GptjobsError, NotFound, NoWorker, Refused, UsageError
+from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
+from gptjobs.layout import Layout, is_name, new_job_id
+
+
+@click.group("submit")
+def group() -> None:
+    """Put a job into the queue."""
+
+
+def _request_options(command: Any) -> Any:
+    """The options of every submit that are no hyperparameters."""
+    any_or_device = click.Choice([ANY, *DEVICES])
+    priority = click.IntRange(0, HIGHEST_PRIORITY)
+    options = (
+        click.option("--config", type=click.Path(path_type=Path), help="Hyperparameters from a TOML file."),
+        click.option("--name", help="What to call the job, besides its id."),
+        click.option("--device", type=any_or_device, default=ANY, help="Where it may run.  [default: any]"),
+        click.option(
+            "--priority",
+            type=priority,
+            default=DEFAULT_PRIORITY,
+            help=f"{HIGHEST_PRIORITY} is soonest.  [default: {DEFAULT_PRIORITY}]",
+        ),
+        click.option("--require-worker", is_flag=True, help="Refuse (exit 6) if no worker there could take it."),
+        click.option("--dry-run", is_flag=True, help="Show what would happen; queue nothing."),
+        click.option("-q", "--quiet", is_flag=True, help="Print the job's id alone."),
+        json_option,
+    )
+    for each in reversed(options):
+        command = each(command)
+    return command
+
+
+@group.command(epilog="Example: gptjobs submit train --model nano --data book.md --steps 1500 --batch-size 8")
+@hyperparameters(resume=False)
+@_request_options
+@pass_place
+@click.pass_context
+def train(context: click.Context, place: Place, /, **values: Any) -> None:
+    """Train a GPT from scratch.
+
+    A file outside the storage root is copied into shared_data/. Values come from gptjobs.toml in the root,
+    --config, the environment (BATCH_SIZE, BLOCK_SIZE, LEARNING_RATE, TRAINING_DATA_SOURCE), then options.
+    """
+    _submit(context, place, _request(context, place, kind="train"))
+
+
+@group.command(
+    epilog="Example: gptjobs submit resume --from JOB@1500 --batch-size 32 --block-size 128 "
+    "--learning-rate 1e-5 --steps 2000"
+)
+@click.option(
+    "--from",
+    "parent",
+    envvar=CHECKPOINT_VARIABLE,
+    show_envvar=True,
+    metavar="REF",
+    help="The checkpoint: a path, JOB@best, JOB@last or JOB@STEP.",
+)
+@click.option("--accept-data-change", is_flag=True, help="Train on data that the checkpoint has not seen.")
+@hyperparameters(resume=True)
+@_request_options
+@pass_place
+@click.pass_context
+def resume(context: click.Context, place: Place, /, **values: Any) -> None:
+    """Go on from a checkpoint, with what you change and nothing else changed.
+
+    What continues, what changes and what resets is printed before anything is queued. A learning rate given
+    without a schedule means a constant one. Values come from gptjobs.toml in the root, --config, the
+    environment (CHECKPOINT_PATH, BATCH_SIZE, BLOCK_SIZE, LEARNING_RATE, RESUME_STEPS,
+    TRAINING_DATA_SOURCE), then options.
+    """
+    if not values["parent"]:
+        raise UsageError("no checkpoint was named", hint="--from JOB@last; gptjobs checkpoints list")
+    request = _request(context, place, kind="resume")
+    _submit(
+        context,
+        place,
+        replace(request, parent=values["parent"], accept_data_change=values["accept_data_change"]),
+    )
+
+
+def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
+    options = context.params
+    if options["name"] is not None and not is_name(options["name"]):
+        raise UsageError(
+            f"'{options['name']}' is no name for a job",
+            hint="letters, digits, dot, dash and underscore, at most 64, beginning with a letter or digit",
+        )
+    return JobSpec(
+        id=new_job_id(),
+        kind=kind,
+        name=options["name"],
+        overrides=said(context, place.layout, options["config"]),
+        device=options["device"],
+        priority=options["priority"],
+        submitted_at=time.time(),
+    )
+
+
+def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
+    options, talks = context.params, not (context.params["quiet"] or context.params["as_json"])
+    plan, parent, outside = None, None, None
+    if place.layout.is_there:
+        spec, outside = _named_in_root(place.layout, spec)
+        plan, parent = planning.plan(place.layout, spec, outside)
+        spec = replace(spec, data_digest=plan.data_digest, parent=plan.parent)
+    elif talks:
+        output.say(f"{place.layout.root} is no storage root: the worker that takes the job checks the files")
+    if talks and plan is not None:
+        output.say(_what_will_happen(plan, parent))
+    if not options["dry_run"]:
+        if plan is not None and outside is not None:
+            _copy_into_root(place.layout, outside, plan, talks)
+        _queue(place, spec, options["require_worker"], talks)
+    _print_result(spec, plan, parent, options)
+
+
+def _named_in_root(layout: Layout, spec: JobSpec) -> tuple[JobSpec, Path | None]:
+    """The request with its data named relative to the root; and the file, if it lies outside and is to be
+    copied to that name."""
+    given = spec.overrides.get("data")
+    if given is None:
+        return spec, None
+    typed = Path(given.value)
+    path = next((each for each in (typed, layout.root / typed) if each.is_file()), None)
+    if path is None:
+        raise NotFound(f"there is no data file {typed}", hint="--data FILE")
+    name = layout.inside(path)
+    outside = path if name is None else None
+    if name is None:
+        name = f"{layout.shared_data.name}/{path.name}"
+    return replace(spec, overrides={**spec.overrides, "data": Given(name, given.origin)}), outside
+
+
+def _copy_into_root(layout: Layout, outside: Path, plan: Plan, talks: bool) -> None:
+    """All hosts see the root, and only the root."""
+    target = layout.path(plan.settled.train.data)
+    if target.exists():
+        if tokens.digest_of(target) != plan.data_digest:
+            raise Refused(
+                f"{outside} lies outside the root, and another file is at {target} already",
+                hint=f"copy it to {layout.shared_data} under a name of its own",
+            )
+        return
+    if talks:
+        output.say(f"copying {outside}, outside the root, to {target}")
+    beside = durable.temporary(target)
+    shutil.copyfile(outside, beside)
+    beside.replace(target)
+
+
+def _queue(place: Place, spec: JobSpec, require_worker: bool, talks: bool) -> None:
+    from gptjobs import broker
+
+    place.store.ping()
+    listening = [each for each in place.store.workers() if spec.device in each.queues]
+    if not listening:
+        words = "no worker is there" if spec.device == ANY else f"no worker offers {spec.device}"
+        if require_worker:
+            raise NoWorker(words, hint="gptjobs worker start")
+        if talks:
+            output.say(f"note: {words}; the job waits for one (gptjobs worker start)")
+    if place.layout.is_there:
+        record.write_request(place.layout, spec)
+    try:
+        place.store.submit(spec)
+    except GptjobsError:
+        shutil.rmtree(place.layout.job_outputs(spec.id), ignore_errors=True)
+        raise
+    broker.ring(broker.connect(place.settings.redis_url), spec, 1)
+
+
+def _what_will_happen(plan: Plan, parent: Checkpoint | None) -> str:
+    if parent is not None:
+        return contract.in_words(contract.contract(plan, parent))
+    train, model = plan.settled.train, plan.settled.model
+    return (
+        f"train {model.n_layer} layers, {model.n_head} heads, width {model.n_embd} from scratch on {train.data}\n"
+        f"      {train.steps} steps of {train.batch_size} × {train.block_size} {train.encoding} tokens, "
+        f"{train.schedule} learning rate {train.learning_rate:g}"
+    )
+
+
+def _print_result(spec: JobSpec, plan: Plan | None, parent: Checkpoint | None, options: dict[str, Any]) -> None:
+    if options["as_json"]:
+        settled = plan.settled.to_dict() if plan else None
+        made = contract.contract(plan, parent).to_dict() if plan and parent else None
+        queued = None if options["dry_run"] else spec.id
+        output.as_json({"id": queued, "name": spec.name, "config": settled, "contract": made})
+        return
+    if options["dry_run"]:
+        output.say("dry run: nothing was queued")
+        return
+    output.result(spec.id)
+    if not options["quiet"]:
+        name = spec.name or spec.id
+        output.say(f"queued. Next: gptjobs logs -f {name}")
+        output.say(f"              gptjobs show {name}")
+        output.say(f"              gptjobs wait {name}")
