@@ -182,6 +182,7 @@ class Stack:
             'save ""',
             "maxmemory-policy noeviction",
             "daemonize no",
+            "loglevel warning",
         ]
         config = data / "server.conf"
         durable.write(config, ("\n".join(lines) + "\n").encode(), mode=_OWNER_ONLY)

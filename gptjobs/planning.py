@@ -6,7 +6,7 @@ clients that have no root. Both get the same plan.
 
 from pathlib import Path
 
-from gptjobs.checkpoint import Checkpoint
+from gptjobs.checkpoint import GOOD, Checkpoint
 from gptjobs.config import BYTES, HELD_OUT_PART, Plan, Settled, settle
 from gptjobs.data import encoding, tokens
 from gptjobs.errors import NotFound, Refused
@@ -20,6 +20,11 @@ def plan(layout: Layout, spec: JobSpec, source: Path | None = None) -> tuple[Pla
     copied to its name in the root. Raises UsageError, Refused or NotFound with what stands against it; reads
     the source once, for its SHA-256, where the request does not name it."""
     parent = find_checkpoint(layout, spec.parent) if spec.parent else None
+    if parent is not None and parent.manifest.status != GOOD:
+        raise Refused(
+            f"the checkpoint {parent.name} is {parent.manifest.status}: {parent.manifest.reason}",
+            hint=f"another one: gptjobs checkpoints list {parent.manifest.job}",
+        )
     if parent is None:
         settled = settle(spec.overrides)
     else:

@@ -11,6 +11,7 @@ from gptjobs.checkpoint import Checkpoint
 from gptjobs.errors import NotFound, Refused, UsageError
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
+from gptjobs.unpickle import describe
 
 NEWEST = "@"
 
@@ -69,6 +70,8 @@ def find_checkpoint(layout: Layout, reference: str) -> Checkpoint:
                     f"{reference} lies outside the storage root {layout.root}",
                     hint="copy it with its manifest below checkpoints/ there: other hosts see only the root",
                 )
+            if not checkpoint.manifest_path(path).exists():
+                describe(path)  # a pickle that names code is said to be that first
             return checkpoint.read(layout, name)
     if reference.endswith(".pt") or "/" in reference:
         raise NotFound(f"there is no checkpoint {reference}", hint="gptjobs checkpoints list")

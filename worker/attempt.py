@@ -44,22 +44,23 @@ class Attempt:
 
     def run(self) -> Verdict:
         """Train the job as far as it goes, and say how that ended."""
-        layout, spec = self._layout, self._spec
+        layout, spec, plan = self._layout, self._spec, None
         record.write_request(layout, spec)
         ended_before = record.read_outcome(layout, spec.id)
         if ended_before is not None:
             return Verdict(outcome=ended_before)
         if layout.cancel_file(spec.id).exists():
-            return Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
-        try:
-            plan = self._settled_plan()
-            with self._open_log(plan) as log:
-                ended = self._encode(plan, log) or self._train(plan, log)
-        except GptjobsError as error:
-            return Verdict(outcome=Outcome(state=JobState.FAILED, reason=error.message, hint=error.hint))
-        verdict = self._verdict(ended)
+            verdict = Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
+        else:
+            try:
+                plan = self._settled_plan()
+                with self._open_log(plan) as log:
+                    ended = self._encode(plan, log) or self._train(plan, log)
+                verdict = self._verdict(ended)
+            except GptjobsError as error:
+                verdict = Verdict(outcome=Outcome(state=JobState.FAILED, reason=error.message, hint=error.hint))
         if not self._held.lost:
-            self._close(plan, verdict)
+            self._write_down(plan, verdict.outcome)
         return verdict
 
     def _settled_plan(self) -> Plan:
@@ -144,14 +145,16 @@ class Attempt:
             return Verdict(outcome=Outcome(state=JobState.FAILED, reason=cause, hint=hint))
         return Verdict(outcome=Outcome(state=JobState.QUEUED, reason=cause), fruitless=fruitless)
 
-    def _close(self, plan: Plan, verdict: Verdict) -> None:
-        """Write down how the attempt ended; for a terminal state the outcome, then the summary."""
-        layout, job, outcome = self._layout, plan.job, verdict.outcome
+    def _write_down(self, plan: Plan | None, outcome: Outcome) -> None:
+        """How the attempt ended, in the root before Redis hears of it; at the job's end also a summary."""
+        layout, job = self._layout, self._spec.id
+        layout.attempts(job).mkdir(exist_ok=True)
         line = {"schema": 1, "kind": "ended", "time": time.time(), **outcome.to_dict()}
         with layout.attempt_lines(job, self._held.lease.token).open("a") as lines:
             lines.write(json.dumps(line) + "\n")
         if outcome.state.is_terminal:
             record.write_outcome(layout, job, outcome)
+        if outcome.state.is_terminal and plan is not None:
             outputs.summarise(layout, self._spec, plan, outcome)
         else:
             outputs.put_together(layout, self._spec)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gptjobs import contract, durable, planning, record
+from gptjobs import checkpoint, contract, durable, planning, record
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
@@ -18,6 +18,7 @@ from gptjobs.data import tokens
 from gptjobs.errors import GptjobsError, NotFound, NoWorker, Refused, UsageError
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
 from gptjobs.layout import Layout, is_name, new_job_id
+from gptjobs.unpickle import describe
 
 
 @click.group("submit")
@@ -122,6 +123,9 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
     if place.layout.is_there:
         spec, outside = _named_in_root(place.layout, spec)
         plan, parent = planning.plan(place.layout, spec, outside)
+        if parent is not None:
+            describe(place.layout.path(parent.name))
+            checkpoint.verify(place.layout, parent)
         spec = replace(spec, data_digest=plan.data_digest, parent=plan.parent)
     elif talks:
         output.say(f"{place.layout.root} is no storage root: the worker that takes the job checks the files")

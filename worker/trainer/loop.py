@@ -43,7 +43,7 @@ def train(
 
     def evaluate() -> None:
         with meter.pause("evaluating"):
-            _evaluate(at, data, config, device)
+            _evaluate(at, data, config, device, stop)
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
         if outcome != "diverged" and at.written_step != at.step:
@@ -58,7 +58,7 @@ def train(
         optim.set_learning_rate(at.optimizer, rate)
         meter.add(*_gradients(at, data, config, device))
         if at.step == first_step:
-            meter.line(rate, has_val_loss=True, ends_interval=False)
+            meter.line(rate, ends_interval=False)
         at.optimizer.step()
         at.advance(config)
 
@@ -68,13 +68,12 @@ def train(
         if not (evaluates or saves or meter.is_due(at.step)):
             continue
         if not meter.is_finite():
-            meter.line(rate, has_val_loss=False)
+            meter.line(rate)
             return ended("diverged", _diverged(at.step, rate), _after_divergence(plan, at))
         if evaluates:
             evaluate()
-            at.patience.note(at.losses.val_loss or math.inf)
-        meter.line(rate, has_val_loss=evaluates)
-        if evaluates and (early := _stops_early(at.patience, config)):
+        meter.line(rate)
+        if at.is_evaluated and (early := _stops_early(at.patience, config)):
             return ended(*early)
         if saves:
             save()
@@ -111,22 +110,27 @@ def _gradients(at: TrainingState, data: Batches, config: TrainConfig, device: De
 
 
 @torch.no_grad()
-def _evaluate(at: TrainingState, data: Batches, config: TrainConfig, device: Device) -> None:
-    """Set the state's validation loss: the mean over the held-out windows."""
+def _evaluate(at: TrainingState, data: Batches, config: TrainConfig, device: Device, stop: Stop) -> None:
+    """Set the state's validation loss: the mean over the held-out windows. Left undone when asked to stop."""
     at.model.eval()
     total, count = torch.zeros((), device=device.place, dtype=torch.float32), 0
     for tokens, targets in data.held_out(config.eval_tokens, config.windows_at_once):
+        if stop.requested:
+            break
         with device.autocast():
             total += at.model.loss(device.put(tokens), device.put(targets)) * targets.numel()
         count += targets.numel()
+    else:
+        val_loss = (total / count).item()
+        at.losses = replace(
+            at.losses,
+            val_loss=val_loss,
+            eval_step=at.step,
+            eval_context=config.block_size,
+            eval_tokens=count,
+        )
+        at.patience.note(val_loss, at.step)
     at.model.train()
-    at.losses = replace(
-        at.losses,
-        val_loss=(total / count).item(),
-        eval_step=at.step,
-        eval_context=config.block_size,
-        eval_tokens=count,
-    )
 
 
 def _diverged(step: int, rate: float) -> str:
@@ -178,7 +182,7 @@ class Meter:
     def is_finite(self) -> bool:
         return math.isfinite(self._loss.item()) and math.isfinite(self._norm.item())
 
-    def line(self, rate: float, *, has_val_loss: bool, ends_interval: bool = True) -> None:
+    def line(self, rate: float, *, ends_interval: bool = True) -> None:
         """Report the mean since the interval began. A line between two intervals, for a slow device's
         sake, does not end the mean, so the lines of intervals do not depend on the clock."""
         at = self._at
@@ -192,8 +196,8 @@ class Meter:
             end_step=self._end,
             tokens=at.tokens,
             train_loss=loss,
-            val_loss=at.losses.val_loss if has_val_loss else None,
-            eval_context=self._config.block_size if has_val_loss else None,
+            val_loss=at.losses.val_loss if at.is_evaluated else None,
+            eval_context=self._config.block_size if at.is_evaluated else None,
             learning_rate=rate,
             grad_norm=self._norm.item(),
             tokens_per_s=speed,

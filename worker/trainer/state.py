@@ -6,9 +6,10 @@ The manifest is the truth about everything but tensors.
 import hashlib
 import math
 import os
+import pickle
 import platform
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import gptjobs
 from gptjobs import durable
 from gptjobs.checkpoint import Checkpoint, Cursor, Losses, Manifest, manifest_path
 from gptjobs.config import Plan, TrainConfig
-from gptjobs.errors import GptjobsError, Refused
+from gptjobs.errors import GptjobsError, Refused, UnsafePickle
 from gptjobs.layout import Layout, checkpoint_name
 from gptjobs.progress import CheckpointWritten
 from worker.trainer import optim
@@ -33,8 +34,13 @@ class Patience:
 
     best: float = math.inf
     waited: int = 0
+    noted_step: int = -1
 
-    def note(self, val_loss: float) -> None:
+    def note(self, val_loss: float, step: int) -> None:
+        """An attempt evaluates anew where the one before it ended: that counts once."""
+        if step == self.noted_step:
+            return
+        self.noted_step = step
         self.best, self.waited = (val_loss, 0) if val_loss < self.best else (self.best, self.waited + 1)
 
 
@@ -53,6 +59,11 @@ class TrainingState:
     newest: str | None = None
     """the checkpoint that this state was loaded from or last written to, relative to the root"""
     written_step: int | None = None
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the validation loss is that of this very step."""
+        return self.losses.eval_step == self.step
 
     def advance(self, config: TrainConfig) -> None:
         """One update was made."""
@@ -86,7 +97,11 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
 
 
 def _read(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    """Tensors and plain values only: torch refuses a pickle that names anything else, and runs none of it."""
+    try:
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafePickle(f"{path} was not opened: {str(error).splitlines()[0]}") from error
     return loaded
 
 
@@ -127,7 +142,7 @@ def _write_tensors(folder: Path, plan: Plan, state: TrainingState) -> tuple[Path
     content = {
         "model": {k: v for k, v in state.model.state_dict().items() if k != "lm_head.weight"},
         "optimizer": optim.moments(state.model, state.optimizer),
-        "patience": {"best": state.patience.best, "waited": state.patience.waited},
+        "patience": asdict(state.patience),
         "step": state.step,
         "train_loss": state.losses.train_loss,
         "val_loss": state.losses.val_loss,
@@ -181,13 +196,12 @@ class _Hashed:
 
 
 def _manifest(plan: Plan, token: int, state: TrainingState, size: int, sha256: str) -> Manifest:
-    evaluated_here = state.losses.eval_step == state.step
     return Manifest(
         job=plan.job,
         token=token,
         step=state.step,
         tokens=state.tokens,
-        losses=state.losses if evaluated_here else replace(state.losses, val_loss=None),
+        losses=state.losses if state.is_evaluated else replace(state.losses, val_loss=None),
         cursor=Cursor(block_size=plan.settled.train.block_size, windows=state.windows),
         settled=plan.settled,
         data_name=plan.data_name,

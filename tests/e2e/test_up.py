@@ -1,0 +1,152 @@
+"""`gptjobs up` and the demo, as a user starts them: no Redis, no Docker, an empty folder."""
+
+import base64
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptjobs.layout import Layout
+from tests.conftest import VARIABLES, eventually
+
+SMALL = (
+    "--model", "nano", "--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--batch-size", "4", "--block-size", "32",
+    "--eval-tokens", "512",
+)  # fmt: skip
+OWN_VARIABLES = (*VARIABLES, "GPTJOBS_ROOT", "GPTJOBS_REDIS_URL")
+
+
+class Root:
+    """A folder in which `gptjobs` is typed, with nothing in the environment."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.path = layout.root
+        self._environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+        self._environment["OMP_NUM_THREADS"] = "1"
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def run(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "gptjobs", *arguments],
+            cwd=self.path, env=self._environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def up(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        """Started, and its worker there."""
+        with (self.path / "up.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gptjobs", "up", "--device", "cpu", *arguments],
+                cwd=self.path, env=self._environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.processes.append(process)
+        eventually(lambda: process.poll() is None and (self.path / ".gptjobs" / "redis-url").is_file())
+        eventually(lambda: "next " in self.log())
+        eventually(lambda: json.loads(self.run("worker", "list", "--json"))["workers"])
+        return process
+
+    def log(self) -> str:
+        return (self.path / "up.log").read_text()
+
+    def job(self, reference: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run("show", reference, "--json"))
+        return found
+
+
+@pytest.fixture
+def root(layout: Layout) -> Iterator[Root]:
+    made = Root(layout)
+    yield made
+    for process in made.processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def test_up_stopped_in_mid_job_and_started_again_goes_on_where_it_was(root: Root) -> None:
+    first = root.up("--no-flower")
+    url = (root.path / ".gptjobs" / "redis-url").read_text()
+    long = root.run(
+        "submit", "train", "-q", *SMALL, "--data", "sources/text.md", "--steps", "400", "--eval-interval", "100"
+    )
+    waiting = root.run("submit", "train", "-q", *SMALL, "--data", "sources/text.md", "--steps", "5")
+    eventually(lambda: (root.job(long)["step"] or 0) >= 20)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(90) == 0
+
+    root.up("--no-flower")
+    assert (root.path / ".gptjobs" / "redis-url").read_text() == url
+    root.run("wait", long, waiting, "--timeout", "100")
+    shown = root.job(long)
+    assert shown["attempt"] == 2 and shown["step"] == 400
+    attempts = sorted((root.path / "outputs" / long / "attempts").glob("*.json"))
+    assert json.loads(attempts[-1].read_bytes())["start_step"] >= 20
+
+
+def test_only_the_user_can_read_the_password_and_it_is_not_shown(root: Root) -> None:
+    root.up("--no-flower")
+    file = root.path / ".gptjobs" / "redis-url"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    match = re.fullmatch(r"redis://:([^@]{20,})@127\.0\.0\.1:\d+/0", file.read_text())
+    assert match is not None
+    assert match[1] not in root.log()
+    listed = subprocess.run(["ps", "-axww", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    assert match[1] not in listed
+
+
+def test_a_second_up_in_the_same_root_is_refused(root: Root) -> None:
+    root.up("--no-flower")
+    with pytest.raises(AssertionError, match=r"runs in .* already"):
+        root.run("up", "--no-flower")
+
+
+def test_flower_shows_progress_behind_a_password(root: Root) -> None:
+    root.up()
+    match = eventually(lambda: re.search(r"Flower  http://([^@]+)@(127\.0\.0\.1:\d+)", root.log()))
+    login, address = match[1], match[2]
+    job = root.run("submit", "train", "-q", *SMALL, "--data", "sources/text.md", "--steps", "100000", "--name", "seen")
+
+    def task() -> dict[str, Any]:
+        request = urllib.request.Request(f"http://{address}/api/task/info/{job}")
+        request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                found: dict[str, Any] = json.load(answer)
+        except OSError:
+            return {}
+        return found
+
+    shown = eventually(lambda: found if "tokens/s" in str((found := task()).get("result")) else None)
+    assert re.match(r"step \d+/100000, train loss \d", shown["result"])
+    assert "seen" in shown["args"]
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://{address}/api/tasks", timeout=10)
+    root.run("cancel", job)
+    eventually(lambda: task().get("state") == "REVOKED")
+
+
+def test_the_demo_trains_resumes_and_stops_what_it_started(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-m", "gptjobs", "demo", "--dir", str(tmp_path / "demo")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=230,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stderr
+    for expected in ("CONTINUES", "CHANGES", "RESETS", "Flower", "step 400/400", "_step000400_", "What to type next"):
+        assert expected in said
+    first, last = (float(each) for each in re.findall(r"^  (\d\.\d+) at step", said, re.M))
+    assert last < first
+    listed = subprocess.run(["ps", "-axww", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in listed
