@@ -8,12 +8,13 @@ dead branch, whatever its step or time; so the file system alone tells the truth
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gptjobs import durable
-from gptjobs.config import Settled, known
+from gptjobs.config import Plan, Settled, known
 from gptjobs.errors import NotFound, Refused
 from gptjobs.layout import Layout, parse_checkpoint_name
 
@@ -62,6 +63,12 @@ class Manifest:
     versions: Mapping[str, str]
     status: str = GOOD
     reason: str | None = None
+
+    def goes_on_in_order(self, plan: Plan) -> bool:
+        """Whether the plan's order of windows is this checkpoint's, so that its place in it holds."""
+        same_data = self.data_digest == plan.data_digest
+        train = plan.settled.train
+        return same_data and self.cursor.block_size == train.block_size and self.settled.train.seed == train.seed
 
     def to_dict(self) -> dict[str, Any]:
         record = {each: getattr(self, each) for each in self.__dataclass_fields__}
@@ -159,7 +166,8 @@ def of_job(layout: Layout, job: str) -> list[Checkpoint]:
     for path in layout.job_checkpoints(job).glob("*.pt"):
         name = layout.name_of_checkpoint(job, path.name)
         if parse_checkpoint_name(path.name) and manifest_path(path).is_file():
-            found.append(read(layout, name))
+            with suppress(Refused):  # a manifest that cannot be read costs no other checkpoint
+                found.append(read(layout, name))
     return sorted(found, key=lambda each: (each.manifest.step, each.manifest.token))
 
 
@@ -203,13 +211,18 @@ def read_attempt(layout: Layout, job: str, token: int) -> Attempt:
 
 def attempts(layout: Layout, job: str) -> list[Attempt]:
     """The job's attempts, by token."""
-    tokens = sorted(int(path.stem) for path in layout.attempts(job).glob("*.json"))
-    return [read_attempt(layout, job, token) for token in tokens]
+    return [read_attempt(layout, job, token) for token in sorted(_tokens(layout, job))]
 
 
 def latest_token(layout: Layout, job: str) -> int:
     """The highest token of any attempt; 0 before the first."""
-    return max((int(path.stem) for path in layout.attempts(job).glob("*.json")), default=0)
+    return max(_tokens(layout, job), default=0)
+
+
+def _tokens(layout: Layout, job: str) -> list[int]:
+    """File servers leave files of their own, such as `._1.json`: those are no attempts."""
+    names = [path.stem for path in layout.attempts(job).glob("*.json")]
+    return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
 def latest_attempt(layout: Layout, job: str) -> Attempt | None:
@@ -226,7 +239,10 @@ def lineage(layout: Layout, job: str) -> list[tuple[int, int | None]]:
         chain.append((attempt.token, until))
         if attempt.start is None or not layout.is_of_job(attempt.start, job):
             break
-        manifest = read(layout, attempt.start).manifest
+        try:
+            manifest = read(layout, attempt.start).manifest
+        except (NotFound, Refused):
+            break  # a user removed it, or it was damaged since: what led to it is not known any more
         attempt, until = read_attempt(layout, job, manifest.token), manifest.step
     return chain[::-1]
 

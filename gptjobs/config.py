@@ -110,7 +110,7 @@ class TrainConfig:
     def learning_rate_at(self, step: int) -> float:
         """The rate of the update that makes step `step` + 1: linear warm-up, then the schedule
         (cosine as in SGDR without restarts, Loshchilov & Hutter 2017)."""
-        since = step - self.schedule_start
+        since = max(0, step - self.schedule_start)
         if since < self.warmup_steps:
             return self.learning_rate * (since + 1) / self.warmup_steps
         if self.schedule == "constant":
@@ -149,6 +149,12 @@ class Settled:
     @property
     def end_step(self) -> int:
         return self.start_step + self.train.steps
+
+    def evaluates_at(self, step: int) -> bool:
+        return step in (self.start_step, self.end_step) or step % self.train.eval_interval == 0
+
+    def saves_at(self, step: int) -> bool:
+        return step == self.end_step or step % self.train.checkpoint_interval == 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -207,6 +213,7 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
 
     Raises UsageError for a value out of its bounds, Refused for one that the checkpoint cannot take.
     """
+    _check_typed(overrides)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
 
@@ -232,10 +239,11 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
         if name in values:
             whole = type(given.value) is int and type(values[name]) is float
             put(name, float(given.value) if whole else given.value, given.origin)
-    _check_bounds(values, origins)
+    _check_together(values)
     put("vocab_size", VOCABULARY[values["encoding"]], f"encoding {values['encoding']}")
     if values["decay_steps"] == 0:
-        put("decay_steps", parent_step + values["steps"] - values["schedule_start"], "to the job's end")
+        end = parent_step + values["steps"]
+        put("decay_steps", max(1, end - values["schedule_start"]), "to the job's end")
     _fit_positions(put, values, origins, parent)
     return Settled(
         model=ModelConfig(**known(MODEL_FIELDS, values)),
@@ -247,8 +255,6 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
 
 def _put_preset(put: Any, overrides: Overrides) -> None:
     preset = overrides.get(PRESET, Given("gpt2", "default"))
-    if preset.value not in PRESETS:
-        raise UsageError(f"{preset.origin}: no model is called '{preset.value}'", hint=f"one of {', '.join(PRESETS)}")
     for name, value in PRESETS[preset.value].items():
         put(name, value, f"model {preset.value}")
     if preset.value == "nano":
@@ -306,23 +312,35 @@ def _fit_positions(put: Any, values: dict[str, Any], origins: dict[str, str], pa
         )
 
 
-def _check_bounds(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+def _check_typed(overrides: Overrides) -> None:
     """Raise UsageError with every value that is out of its bounds, not only the first."""
     problems = []
-    for name, each in HYPERPARAMETERS.items():
-        problem = out_of_bounds(each, values[name])
+    for name, given in overrides.items():
+        if name == PRESET and given.value not in list(PRESETS):
+            problems.append(f"{given.origin}: {given.value!r} is none of {', '.join(PRESETS)}")
+        problem = out_of_bounds(HYPERPARAMETERS[name], given.value) if name in HYPERPARAMETERS else None
         if problem:
-            problems.append(f"{option(name)} ({origins[name]}): {problem}")
-    if not problems and values["n_embd"] % values["n_head"]:
-        problems.append(f"--n-embd {values['n_embd']} is no multiple of --n-head {values['n_head']}")
+            problems.append(f"{option(name)} ({given.origin}): {problem}")
     if problems:
-        raise UsageError("; ".join(problems), hint="gptjobs submit train --help tells the bounds")
+        raise UsageError("; ".join(problems), hint="gptjobs submit train --help lists them")
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    """Raise UsageError for values that do not go together."""
+    width, heads = values["n_embd"], values["n_head"]
+    if width % heads:
+        raise UsageError(f"a width of {width} is no multiple of {heads} heads", hint="--n-embd, --n-head")
+    low, high = values["min_learning_rate"], values["learning_rate"]
+    if values["schedule"] != "constant" and low > high:
+        raise UsageError(
+            f"the lowest learning rate {low:g} is above the peak {high:g}", hint="--min-learning-rate, --learning-rate"
+        )
 
 
 def out_of_bounds(each: "Field[Any]", value: Any) -> str | None:
     """What is wrong with `value` for this hyperparameter, or None."""
     kind = type(each.default)
-    if type(value) is not kind:
+    if type(value) is not kind and not (kind is float and type(value) is int):
         return f"{value!r} is no {kind.__name__}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is no finite number"

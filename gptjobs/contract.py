@@ -47,10 +47,9 @@ def contract(plan: Plan, parent: Checkpoint) -> Contract:
     resets = []
     if manifest.data_digest != plan.data_digest:
         resets.append("the place in the data: other data, from its first window")
-    elif manifest.cursor.block_size != new.block_size:
-        resets.append(
-            f"the place in the data: windows of {new.block_size} tokens have an order of their own, from its first one"
-        )
+    elif not manifest.goes_on_in_order(plan):
+        order = f"seed {new.seed} has" if old.seed != new.seed else f"windows of {new.block_size} tokens have"
+        resets.append(f"the place in the data: {order} another order, from its first one")
     else:
         continues.append(f"the place in the data, after {manifest.cursor.windows:,} windows")
     if old.schedule_start != new.schedule_start or old.schedule != new.schedule:

@@ -6,6 +6,8 @@ from enum import StrEnum
 from typing import Any
 
 from gptjobs.config import Given, known
+from gptjobs.errors import Refused
+from gptjobs.layout import is_name
 
 SCHEMA = 1
 
@@ -67,6 +69,8 @@ class JobSpec:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "JobSpec":
+        if not is_name(record["id"]):
+            raise Refused(f"'{record['id']}' is no job's id")
         values = known(cls.__dataclass_fields__, record)
         values["overrides"] = {
             name: Given(given["value"], given["origin"]) for name, given in record["overrides"].items()
@@ -82,6 +86,9 @@ class Outcome:
     reason: str
     """finished, target, patience, cancelled, or the cause in words"""
     hint: str | None = None
+
+    def __str__(self) -> str:
+        return self.state.value if self.reason == self.state.value else f"{self.state}: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "state": self.state.value, "reason": self.reason, "hint": self.hint}

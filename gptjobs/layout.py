@@ -1,5 +1,6 @@
 """Every file name under the storage root, written and parsed. Names cross hosts, paths never do."""
 
+import os
 import re
 import secrets
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 from gptjobs.errors import Refused
 
 JOB_ID_BYTES = 6
+_DATASET_LENGTH = 128
+"""characters: names of checkpoints and temporary files must stay below 255"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHECKPOINT = re.compile(
     r"checkpoint_(?P<model>[A-Za-z0-9.-]+)_(?P<dataset>.+)_step(?P<step>\d+)_(?P<stamp>\d{8}_\d{6})\.pt"
@@ -26,7 +29,8 @@ def is_name(text: str) -> bool:
 
 def dataset_name(source: str) -> str:
     """The source's file name without its ending, fit for file names: `sources/a b.md` is `a_b`."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", Path(source).stem).strip("._") or "data"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", Path(source).stem).strip("._")
+    return name[:_DATASET_LENGTH] or "data"
 
 
 def stamp(seconds: float) -> str:
@@ -152,13 +156,17 @@ class Layout:
         return sorted(self.logs.glob(f"*training_log_{job}_*.log"), key=lambda path: path.stat().st_mtime)
 
     def inside(self, path: Path) -> str | None:
-        """The name of `path` relative to the root, or None where it lies outside."""
-        resolved, root = path.resolve(), self.root.resolve()
-        return resolved.relative_to(root).as_posix() if resolved.is_relative_to(root) else None
+        """The name of `path` relative to the root, or None where it lies outside. A folder of the root may
+        be a link to another disk; the root may be reached by another way."""
+        spelled = Path(os.path.abspath(path)), Path(os.path.abspath(self.root))  # noqa: PTH100  # .. goes, links stay
+        for each, root in (spelled, (path.resolve(), self.root.resolve())):
+            if each.is_relative_to(root):
+                return each.relative_to(root).as_posix()
+        return None
 
     def path(self, name: str) -> Path:
         """The path of a name that another host sent; raises Refused where it leads out of the root."""
         path = self.root / name
-        if self.inside(path) is None:
+        if "\0" in name or ".." in Path(name).parts or self.inside(path) is None:
             raise Refused(f"the name '{name}' leads out of the storage root {self.root}")
         return path

@@ -85,9 +85,9 @@ def decode(text: str) -> Line | None:
         record: Any = json.loads(text)
     except ValueError:
         return None
-    if not isinstance(record, dict) or record.get("kind") not in _KINDS:
+    kind = _KINDS.get(str(record.get("kind"))) if isinstance(record, dict) else None
+    if kind is None:
         return None
-    kind = _KINDS[record["kind"]]
     try:
         return kind(**{each.name: record[each.name] for each in fields(kind) if each.name in record})
     except TypeError:

@@ -32,7 +32,7 @@ def pick(reference: str, jobs: Sequence[Known]) -> str:
         if not newest_first:
             raise NotFound("there are no jobs yet", hint="gptjobs submit train --help")
         return newest_first[0].id
-    for each in newest_first:
+    for each in (*(job for job in jobs if job.id == reference), *newest_first):
         if reference in (each.id, each.name):
             return each.id
     starting = [each.id for each in newest_first if reference and each.id.startswith(reference)]
@@ -57,12 +57,13 @@ def jobs_on_record(layout: Layout) -> list[Known]:
     return found
 
 
-def find_checkpoint(layout: Layout, reference: str) -> Checkpoint:
-    """The committed checkpoint that `reference` means: a path, or JOB@best, JOB@last, JOB@STEP."""
+def find_checkpoint(layout: Layout, reference: str, folder: Path | None = None) -> Checkpoint:
+    """The committed checkpoint that `reference` means: a path, from `folder` (a client's) or the root, or
+    JOB@best, JOB@last, JOB@STEP."""
     if "@" in reference and not reference.endswith(".pt"):
         job, _, which = reference.rpartition("@")
         return _of_job(layout, pick(job or NEWEST, jobs_on_record(layout)), which)
-    for path in (Path(reference), layout.root / reference):
+    for path in ((folder or layout.root) / reference, layout.root / reference):
         if path.is_file():
             name = layout.inside(path)
             if name is None:
@@ -93,7 +94,7 @@ def _of_job(layout: Layout, job: str, which: str) -> Checkpoint:
             raise NotFound(f"no checkpoint of {job} has a validation loss", hint=f"{job}@last")
         return min(evaluated, key=lambda each: each.manifest.losses.val_loss or 0.0)
     steps = [each.manifest.step for each in counting]
-    if which.isdigit() and int(which) in steps:
+    if which.isascii() and which.isdigit() and int(which) in steps:
         return counting[steps.index(int(which))]
     raise NotFound(
         f"job {job} has no checkpoint '{which}'",

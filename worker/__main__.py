@@ -52,6 +52,7 @@ def main() -> int:
     def drain(**event: object) -> None:
         station.draining.set()
 
+    threading.excepthook = _drain_after_a_fault
     if arguments.leash:
         _drain_when_input_ends()
     rescue = Rescue(station)
@@ -83,6 +84,12 @@ def _drain_when_input_ends() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="leash", daemon=True).start()
+
+
+def _drain_after_a_fault(fault: threading.ExceptHookArgs) -> None:
+    """A worker without one of its threads is not to be trusted: say why, and put its jobs back."""
+    logging.error("a thread failed; the worker stops", exc_info=fault.exc_value)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -58,10 +58,14 @@ class HeldLease:
         return self.state in (JobState.PAUSING, JobState.CANCELLING)
 
     def _keep(self) -> None:
-        while not self.lost:
-            self._renew()
-            if self._stopped.wait(BEAT_S):
-                return
+        try:
+            while not self.lost:
+                self._renew()
+                if self._stopped.wait(BEAT_S):
+                    return
+        finally:
+            # whatever ended the renewals: without them another worker takes the job
+            self.lost = self.lost or not self._stopped.is_set()
 
     def _renew(self) -> None:
         newest = self._progress

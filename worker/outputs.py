@@ -22,7 +22,7 @@ def put_together(layout: Layout, spec: JobSpec) -> list[dict[str, Any]]:
     for token, until in checkpoint.lineage(layout, spec.id):
         for line in _lines(layout.attempt_lines(spec.id, token)):
             if line["kind"] == "progress" and (until is None or line["step"] <= until):
-                by_step.setdefault(line["step"], line)
+                _add(by_step, line)
     metrics = [by_step[step] for step in sorted(by_step)]
     events: list[dict[str, Any]] = [{"schema": 1, "kind": "submitted", "time": spec.submitted_at}]
     for attempt in checkpoint.attempts(layout, spec.id):
@@ -44,6 +44,14 @@ def put_together(layout: Layout, spec: JobSpec) -> list[dict[str, Any]]:
     _write_lines(layout.metrics_file(spec.id), metrics)
     _write_lines(layout.events_file(spec.id), events)
     return metrics
+
+
+def _add(by_step: dict[int, dict[str, Any]], line: dict[str, Any]) -> None:
+    """An attempt begins with a line at the step where the one before it ended. The older has the mean of more
+    steps; the newer may have the evaluation that the older was stopped in."""
+    older = by_step.setdefault(line["step"], line)
+    if older["val_loss"] is None:
+        by_step[line["step"]] = {**older, "val_loss": line["val_loss"], "eval_context": line["eval_context"]}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -73,7 +81,7 @@ def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metric
     settled = plan.settled
     last_step = metrics[-1]["step"] if metrics else settled.start_step
     lines = [f"# Job {spec.name or spec.id}", ""]
-    lines += [f"- id: {spec.id}", f"- {outcome.state}: {outcome.reason}"]
+    lines += [f"- id: {spec.id}", f"- {outcome}"]
     lines += [f"- steps {settled.start_step} → {last_step} (planned: {settled.end_step})"]
     if plan.parent:
         lines += [f"- from {plan.parent}"]
@@ -86,7 +94,8 @@ def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metric
             f"(nats a token, context {last['eval_context']})"
         ]
     lines += [f"- data {settled.train.data}, SHA-256 {plan.data_digest}"]
-    lines += ["", "![losses](loss.png)", "", "## Checkpoints", "", "| file | step | tokens | val loss |"]
+    lines += ["", "![losses](loss.png)"] if metrics else []
+    lines += ["", "## Checkpoints", "", "| file | step | tokens | val loss |"]
     lines += ["| --- | ---: | ---: | ---: |"]
     for each in checkpoint.counting(layout, spec.id):
         manifest = each.manifest

@@ -91,7 +91,7 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
         if held.lost or not held.finish(verdict.outcome, fruitless=verdict.fruitless):
             logger.warning("job %s: this attempt was fenced; nothing of it counts", job)
             raise Ignore
-    logger.info("job %s: %s: %s", job, verdict.outcome.state, verdict.outcome.reason)
+    logger.info("job %s: %s", job, verdict.outcome)
     return _tell_celery(station, job, verdict)
 
 

@@ -1,5 +1,7 @@
 """`gptjobs checkpoints`: what can be resumed from."""
 
+from pathlib import Path
+
 import click
 
 from gptjobs import checkpoint
@@ -57,7 +59,7 @@ def _row(each: Checkpoint, job: str) -> tuple[str, ...]:
 @pass_place
 def show(place: Place, reference: str, as_json: bool) -> None:
     """One checkpoint, by path or JOB@best, JOB@last, JOB@STEP. Needs no Redis."""
-    found = find_checkpoint(place.layout, reference)
+    found = find_checkpoint(place.layout, reference, Path.cwd())
     manifest = found.manifest
     if as_json:
         output.as_json({**found.to_dict(), "manifest": manifest.to_dict()})

@@ -100,7 +100,7 @@ def _show_facts(place: Place, job: Job) -> None:
     shown = job.to_dict()
     name = f" ({job.spec.name})" if job.spec.name else ""
     output.result(f"job {job.spec.id}{name}: {output.coloured(job.state)}")
-    if shown["reason"]:
+    if shown["reason"] not in (None, job.state.value):
         output.result(f"  {shown['reason']}")
     outcome = record.read_outcome(place.layout, job.spec.id)
     if outcome and outcome.hint:

@@ -18,6 +18,7 @@ from gptjobs.data import tokens
 from gptjobs.errors import GptjobsError, NotFound, NoWorker, Refused, UsageError
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
 from gptjobs.layout import Layout, is_name, new_job_id
+from gptjobs.reference import find_checkpoint
 from gptjobs.unpickle import describe
 
 
@@ -122,11 +123,13 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
     plan, parent, outside = None, None, None
     if place.layout.is_there:
         spec, outside = _named_in_root(place.layout, spec)
+        if spec.parent is not None:
+            spec = replace(spec, parent=find_checkpoint(place.layout, spec.parent, Path.cwd()).name)
         plan, parent = planning.plan(place.layout, spec, outside)
         if parent is not None:
             describe(place.layout.path(parent.name))
             checkpoint.verify(place.layout, parent)
-        spec = replace(spec, data_digest=plan.data_digest, parent=plan.parent)
+        spec = replace(spec, data_digest=plan.data_digest)
     elif talks:
         output.say(f"{place.layout.root} is no storage root: the worker that takes the job checks the files")
     if talks and plan is not None:

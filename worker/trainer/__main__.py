@@ -56,7 +56,7 @@ def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finish
     from gptjobs.errors import UsageError
     from gptjobs.layout import Layout
 
-    config: Path = arguments.config.resolve()
+    config: Path = arguments.config.absolute()
     if not config.is_file():
         raise UsageError(f"there is no file {config}", hint="outputs/<job>/config.json of a job")
     layout = Layout(config.parents[2])

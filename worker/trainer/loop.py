@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from gptjobs.checkpoint import Attempt, Checkpoint
-from gptjobs.config import Plan, TrainConfig
+from gptjobs.config import Plan, Settled, TrainConfig
 from gptjobs.layout import Layout
 from gptjobs.progress import Finished, Line, Progress, Stage, StageBegan, TrainerOutcome, in_words
 from worker.child import Stop, log
 from worker.trainer import optim, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
-from worker.trainer.state import Patience, TrainingState
+from worker.trainer.state import TrainingState
 
 REPORT_AT_LEAST_EVERY_S = 10.0
 
@@ -29,7 +29,7 @@ def train(
     report: Report, stop: Stop,
 ) -> Finished:  # fmt: skip
     """Train from `start` to the plan's end, and say how it ended."""
-    config, end = plan.settled.train, plan.settled.end_step
+    settled, config = plan.settled, plan.settled.train
     report(StageBegan(stage="loading"))
     at = state.load(layout, plan, start, device)
     data = Batches(layout.token_file(plan.data_name, plan.data_digest, config.encoding), config.block_size, config.seed)
@@ -43,7 +43,7 @@ def train(
 
     def evaluate() -> None:
         with meter.pause("evaluating"):
-            _evaluate(at, data, config, device, stop)
+            _evaluate(at, data, settled, device, stop)
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
         if outcome != "diverged" and at.written_step != at.step:
@@ -51,9 +51,11 @@ def train(
         return Finished(outcome=outcome, step=at.step, reason=reason, hint=hint)
 
     evaluate()
+    if early := _stops_early(at, config):
+        return ended(*early)
     first_step = at.step
     meter.restart()
-    while at.step < end:
+    while at.step < settled.end_step:
         rate = config.learning_rate_at(at.step)
         optim.set_learning_rate(at.optimizer, rate)
         meter.add(*_gradients(at, data, config, device))
@@ -62,27 +64,29 @@ def train(
         at.optimizer.step()
         at.advance(config)
 
-        stops, is_last = stop.requested, at.step == end
-        evaluates = is_last or at.step % config.eval_interval == 0
-        saves = is_last or stops or at.step % config.checkpoint_interval == 0
-        if not (evaluates or saves or meter.is_due(at.step)):
+        stops = stop.requested and at.step < settled.end_step
+        evaluates, saves = settled.evaluates_at(at.step), settled.saves_at(at.step)
+        if not (stops or evaluates or saves or meter.is_due(at.step)):
             continue
-        if not meter.is_finite():
-            meter.line(rate)
-            return ended("diverged", _diverged(at.step, rate), _after_divergence(plan, at))
-        if evaluates:
+        if evaluates and meter.is_finite():
             evaluate()
         meter.line(rate)
-        if at.is_evaluated and (early := _stops_early(at.patience, config)):
+        if not meter.is_finite():
+            return ended("diverged", _diverged(at.step, rate), _after_divergence(plan, at))
+        if early := _stops_early(at, config):
             return ended(*early)
-        if saves:
-            save()
         if stops:
             return ended("stopped")
+        if saves:
+            save()
     return ended("finished")
 
 
-def _stops_early(patience: Patience, config: TrainConfig) -> tuple[TrainerOutcome, str] | None:
+def _stops_early(at: TrainingState, config: TrainConfig) -> tuple[TrainerOutcome, str] | None:
+    """Why training ends before its last step, or None."""
+    patience = at.patience
+    if not at.is_evaluated:
+        return None
     if patience.best <= config.target_val_loss:
         return "target", f"validation loss {patience.best:.4f} reached the target"
     if 0 < config.patience <= patience.waited:
@@ -110,12 +114,14 @@ def _gradients(at: TrainingState, data: Batches, config: TrainConfig, device: De
 
 
 @torch.no_grad()
-def _evaluate(at: TrainingState, data: Batches, config: TrainConfig, device: Device, stop: Stop) -> None:
-    """Set the state's validation loss: the mean over the held-out windows. Left undone when asked to stop."""
+def _evaluate(at: TrainingState, data: Batches, settled: Settled, device: Device, stop: Stop) -> None:
+    """Set the state's validation loss: the mean over the held-out windows. Left undone when asked to stop,
+    but at the job's last step."""
+    config = settled.train
     at.model.eval()
     total, count = torch.zeros((), device=device.place, dtype=torch.float32), 0
     for tokens, targets in data.held_out(config.eval_tokens, config.windows_at_once):
-        if stop.requested:
+        if stop.requested and at.step < settled.end_step:
             break
         with device.autocast():
             total += at.model.loss(device.put(tokens), device.put(targets)) * targets.numel()
@@ -129,7 +135,8 @@ def _evaluate(at: TrainingState, data: Batches, config: TrainConfig, device: Dev
             eval_context=config.block_size,
             eval_tokens=count,
         )
-        at.patience.note(val_loss, at.step)
+        if settled.evaluates_at(at.step):
+            at.patience.note(val_loss, at.step)
     at.model.train()
 
 
@@ -180,7 +187,9 @@ class Meter:
         return step % self._config.log_interval == 0 or time.monotonic() - self._last_line >= REPORT_AT_LEAST_EVERY_S
 
     def is_finite(self) -> bool:
-        return math.isfinite(self._loss.item()) and math.isfinite(self._norm.item())
+        """Also of the validation loss, where it is this step's."""
+        val_loss = self._at.losses.val_loss if self._at.is_evaluated else None
+        return all(math.isfinite(each) for each in (self._loss.item(), self._norm.item(), val_loss or 0.0))
 
     def line(self, rate: float, *, ends_interval: bool = True) -> None:
         """Report the mean since the interval began. A line between two intervals, for a slow device's

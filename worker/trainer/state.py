@@ -88,7 +88,7 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     optim.restore_moments(model, state.optimizer, saved["optimizer"])
     manifest = start.manifest
     state.step, state.tokens, state.newest = manifest.step, manifest.tokens, start.name
-    if manifest.cursor.block_size == train.block_size and manifest.data_digest == plan.data_digest:
+    if manifest.goes_on_in_order(plan):
         state.windows = manifest.cursor.windows
     if manifest.job == plan.job:
         state.patience = Patience(**saved["patience"])
@@ -133,7 +133,7 @@ def save(layout: Layout, plan: Plan, token: int, state: TrainingState) -> Checkp
         ) from error
     state.newest, state.written_step = layout.name_of_checkpoint(plan.job, path.name), state.step
     return CheckpointWritten(
-        name=path.name, step=state.step, tokens=state.tokens, size=size, val_loss=state.losses.val_loss
+        name=path.name, step=state.step, tokens=state.tokens, size=size, val_loss=manifest.losses.val_loss
     )
 
 
@@ -152,9 +152,12 @@ def _write_tensors(folder: Path, plan: Plan, state: TrainingState) -> tuple[Path
     try:
         with beside.open("xb", buffering=0) as file:
             hashed = _Hashed(file)
-            torch.save(content, hashed)  # type: ignore[arg-type]  # only write is called
-            if hashed.error is not None:
-                raise hashed.error
+            try:
+                torch.save(content, hashed)  # type: ignore[arg-type]  # only write is called
+            except RuntimeError:
+                if hashed.error is not None:  # torch closes its zip all the same, and says only that it could not
+                    raise hashed.error from None
+                raise
             os.fsync(file.fileno())
         now = time.time()
         while True:
@@ -176,7 +179,7 @@ class _Hashed:
         self.sha256 = hashlib.sha256()
         self.size = 0
         self.error: OSError | None = None
-        """of the first write that failed: torch hides it behind a message of its own"""
+        """of the first write that failed"""
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")

@@ -1,0 +1,136 @@
+"""The order of windows: each once an epoch, a pure function of seed, epoch and block size."""
+
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptjobs.errors import Refused
+from worker.trainer.batches import Batches, shuffled
+
+few = settings(deadline=None, max_examples=50)
+
+
+def counting_file(folder: Path, count: int) -> Path:
+    """Tokens that are their own places, so that a window tells where it was cut."""
+    path = folder / f"{count}.bin"
+    np.arange(count, dtype="<u2").tofile(path)
+    return path
+
+
+def starts(batches: Batches, seen: int, count: int) -> list[int]:
+    return [int(row[0]) for row in batches.batch(seen, count)[0]]
+
+
+SIZES = st.tuples(st.integers(1, 9), st.integers(0, 400)).map(lambda size: (size[0], 10 * (size[0] + 1) + size[1]))
+"""Block sizes, and counts of tokens that are enough for them."""
+FROZEN = [50, 31, 13, 85, 63, 81, 11, 67]
+"""The first windows of seed 1337 among 107 of ten tokens; another order would break every resume."""
+
+
+@few
+@given(SIZES, st.integers(0, 3), st.integers(0, 2**31 - 1))
+def test_each_window_comes_once_an_epoch(size: tuple[int, int], epoch: int, seed: int) -> None:
+    block, count = size
+    with TemporaryDirectory() as folder:
+        batches = Batches(counting_file(Path(folder), count), block, seed)
+        held_out = count - count // 10
+        assert batches.windows == (held_out - 1) // block
+        seen = starts(batches, epoch * batches.windows, batches.windows)
+    assert sorted(seen) == [window * block for window in range(batches.windows)]
+
+
+@few
+@given(SIZES, st.lists(st.integers(1, 40), min_size=1, max_size=20))
+def test_another_batch_size_neither_repeats_nor_skips_a_window(size: tuple[int, int], sizes: list[int]) -> None:
+    """Across the ends of epochs too."""
+    block, count = size
+    with TemporaryDirectory() as folder:
+        batches = Batches(counting_file(Path(folder), count), block, seed=7)
+        before = [0, *accumulate(sizes)][:-1]
+        in_batches = [starts(batches, seen, each) for seen, each in zip(before, sizes, strict=True)]
+        at_once = starts(batches, 0, sum(sizes))
+    assert [start for each in in_batches for start in each] == at_once
+
+
+@few
+@given(SIZES, st.integers(0, 1000), st.integers(1, 20))
+def test_targets_are_the_tokens_after(size: tuple[int, int], seen: int, rows: int) -> None:
+    block, count = size
+    with TemporaryDirectory() as folder:
+        inputs, targets = Batches(counting_file(Path(folder), count), block, seed=1).batch(seen, rows)
+    assert inputs.shape == targets.shape == (rows, block)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert torch.equal(inputs, inputs[:, :1] + torch.arange(block))
+    assert torch.equal(targets, inputs + 1)
+
+
+@few
+@given(SIZES, st.integers(0, 2**31 - 1), st.integers(1, 500), st.integers(1, 9))
+def test_held_out_windows_are_never_trained_on_and_are_the_same_whatever_the_seed(
+    size: tuple[int, int], seed: int, tokens: int, rows: int
+) -> None:
+    block, count = size
+    with TemporaryDirectory() as folder:
+        file = counting_file(Path(folder), count)
+        batches = Batches(file, block, seed)
+        held_out = list(batches.held_out(tokens, rows))
+        other = list(Batches(file, block, seed + 1).held_out(tokens, rows=1))
+        trained = torch.cat([torch.stack(batches.batch(0, batches.windows))]).flatten().unique()
+    inputs, targets = (torch.cat(each) for each in zip(*held_out, strict=True))
+    assert trained.max() < count - count // 10 <= inputs.min()
+    assert torch.equal(targets, inputs + 1)
+    assert targets.max() < count
+    assert len(inputs) == max(1, min(tokens // block, (count // 10 - 1) // block))
+    assert len(inputs[:, 0].unique()) == len(inputs)
+    assert all(len(each) <= rows for each, _ in held_out)
+    assert torch.equal(inputs, torch.cat([each for each, _ in other]))
+
+
+def test_the_order_is_the_same_every_time_and_with_every_version(tmp_path: Path) -> None:
+    file = counting_file(tmp_path, 1200)
+    order = starts(Batches(file, 10, seed=1337), 0, 8)
+    assert [start // 10 for start in order] == FROZEN
+    assert starts(Batches(file, 10, seed=1337), 0, 8) == order
+
+
+def test_the_order_differs_by_seed_by_epoch_and_by_block_size(tmp_path: Path) -> None:
+    file = counting_file(tmp_path, 2100)
+    batches = Batches(file, 10, seed=1)
+    first = starts(batches, 0, 100)
+    assert first != sorted(first)
+    assert starts(batches, batches.windows, 100) != first
+    assert starts(Batches(file, 10, seed=2), 0, 100) != first
+    half = Batches(counting_file(tmp_path, 1050), 5, seed=1)
+    assert half.windows == batches.windows
+    assert [start // 5 for start in starts(half, 0, 100)] != [start // 10 for start in first]
+
+
+@pytest.mark.parametrize("block", [1, 8, 100])
+def test_too_little_data_is_refused_and_enough_is_said(tmp_path: Path, block: int) -> None:
+    needed = 10 * (block + 1)
+    with pytest.raises(Refused, match=f"has {needed - 1} tokens; at block size {block} it needs at least {needed}"):
+        Batches(counting_file(tmp_path, needed - 1), block, seed=1)
+    enough = Batches(counting_file(tmp_path, needed), block, seed=1)
+    assert len(next(enough.held_out(1, rows=4))[0]) == 1
+    assert len(enough.batch(0, 3)[0]) == 3
+
+
+@pytest.mark.parametrize("size", range(1, 201))
+def test_shuffled_is_a_permutation(size: int) -> None:
+    places = np.arange(size, dtype=np.uint64)
+    assert sorted(shuffled(places, size, b"key").tolist()) == list(range(size))
+
+
+def test_shuffled_takes_a_place_where_it_does_alone_or_among_others() -> None:
+    places = np.arange(1_000_003, dtype=np.uint64)[-5:]
+    together = shuffled(places, 1_000_003, b"key")
+    alone = [shuffled(places[i : i + 1], 1_000_003, b"key")[0] for i in range(5)]
+    assert together.tolist() == alone
+    assert together.max() < 1_000_003
+    assert together.tolist() != shuffled(places, 1_000_003, b"other key").tolist()

@@ -1,0 +1,278 @@
+"""The formats on disk and on the pipe, held against files that never change: what an older version wrote is read
+as it was meant, and what is written now can be read by it.
+
+A format may grow fields, so what is written may have more than its frozen file, but never less or other.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptjobs import checkpoint, durable, progress, record
+from gptjobs.checkpoint import Attempt, Cursor, Losses, Manifest
+from gptjobs.config import Given, ModelConfig, Plan, Settled, TrainConfig
+from gptjobs.data import tokens
+from gptjobs.data.tokens import TokensManifest
+from gptjobs.job import JobSpec, JobState, Outcome
+from gptjobs.layout import Layout
+from gptjobs.progress import CheckpointWritten, Finished, Line, Progress, StageBegan
+
+FROZEN = Path(__file__).parents[1] / "formats" / "v1"
+JOB, PARENT = "3f9a01c2d4e5", "checkpoints/77aa0304b5c6/checkpoint_gpt2_text_step000200_11222025_120001.pt"
+DIGEST = "d01c" * 16
+
+SPEC = JobSpec(
+    id=JOB,
+    kind="resume",
+    name="second",
+    overrides={
+        "learning_rate": Given(1e-5, "--learning-rate"),
+        "batch_size": Given(32, "BATCH_SIZE"),
+        "data": Given("sources/Bücher.md", "gptjobs.toml"),
+    },
+    parent=PARENT,
+    data_digest=DIGEST,
+    accept_data_change=True,
+    device="cuda",
+    priority=9,
+    submitted_at=1763812800.25,
+)
+
+MODEL = ModelConfig(n_layer=4, n_head=4, n_embd=128, n_positions=2048, vocab_size=256)
+TRAIN = TrainConfig(
+    data="sources/text.md",
+    encoding="bytes",
+    steps=1500,
+    batch_size=32,
+    micro_batch=8,
+    block_size=256,
+    learning_rate=1e-5,
+    schedule="linear",
+    warmup_steps=20,
+    decay_steps=1400,
+    min_learning_rate=1e-6,
+    schedule_start=200,
+    weight_decay=0.05,
+    beta1=0.85,
+    beta2=0.99,
+    epsilon=1e-7,
+    grad_clip=0.5,
+    dropout=0.1,
+    eval_interval=50,
+    eval_tokens=8192,
+    checkpoint_interval=100,
+    log_interval=5,
+    target_val_loss=1.5,
+    patience=3,
+    precision="float32",
+    grow_positions=True,
+    seed=7,
+)
+
+
+def frozen(name: str) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((FROZEN / name).read_bytes())
+    return made
+
+
+def settled(origins: dict[str, str]) -> Settled:
+    """The settings in `config.json` and `manifest.json`, once `origins` were looked at."""
+    said = {name: origin for name, origin in origins.items() if origin != "checkpoint"}
+    assert said == {"learning_rate": "--learning-rate", "batch_size": "BATCH_SIZE", "vocab_size": "encoding bytes"}
+    return Settled(model=MODEL, train=TRAIN, start_step=200, origins=origins)
+
+
+PLAN = Plan(
+    job=JOB,
+    kind="resume",
+    settled=settled(frozen("config.json")["origins"]),
+    data_name="text",
+    data_digest=DIGEST,
+    parent=PARENT,
+)
+MANIFEST = Manifest(
+    job=JOB,
+    token=3,
+    step=350,
+    tokens=1_331_200,
+    losses=Losses(train_loss=2.5, val_loss=2.75, eval_step=350, eval_context=256, eval_tokens=8192),
+    cursor=Cursor(block_size=256, windows=4800),
+    settled=settled(frozen("manifest.json")["settled"]["origins"]),
+    data_name="text",
+    data_digest=DIGEST,
+    parent=f"checkpoints/{JOB}/checkpoint_gpt2_text_step000300_11222025_120101.pt",
+    size=2_961_152,
+    sha256="5a5b" * 16,
+    versions={"gptjobs": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
+    status="quarantined",
+    reason="poisoned",
+)
+ATTEMPT = Attempt(
+    token=3,
+    start=f"checkpoints/{JOB}/checkpoint_gpt2_text_step000300_11222025_120101.pt",
+    start_step=300,
+    worker="worker@host",
+    device="cuda:0",
+    began_at=1763812900.5,
+)
+OUTCOME = Outcome(
+    state=JobState.DIVERGED,
+    reason="loss or gradient is not finite at step 230, learning rate 0.1",
+    hint=f"gptjobs submit resume --from checkpoints/{JOB}/a.pt --learning-rate 0.01",
+)
+TEXT = b"Once upon a time.\nThe end.\n"
+TOKENS = TokensManifest(
+    source="text.md",
+    source_sha256="7e19c7a468b46e1e3c8438625cb85ecba93d6de39c74d15c92377534c3f5e240",
+    source_bytes=27,
+    encoding="bytes",
+    token_count=27,
+    offset_every=4096,
+)
+LINES: list[Line] = [
+    StageBegan(stage="encoding", done=0.25),
+    StageBegan(stage="training"),
+    Progress(
+        step=2000, end_step=3500, tokens=8_192_000, train_loss=6.51, val_loss=6.65, eval_context=128,
+        learning_rate=1e-5, grad_norm=0.75, tokens_per_s=81234.5, eta_s=305.25,
+    ),
+    Progress(
+        step=2010, end_step=3500, tokens=8_232_960, train_loss=None, learning_rate=1e-5, grad_norm=None,
+        tokens_per_s=None, eta_s=None,
+    ),
+    CheckpointWritten(
+        name="checkpoint_gpt2_text_step002000_11222025_120004.pt", step=2000, tokens=8_192_000, size=2_961_152,
+        val_loss=6.65,
+    ),
+    Finished(
+        outcome="failed",
+        step=2010,
+        reason="the checkpoint of step 2010 could not be written: No space left on device",
+        hint="free space",
+        exit_code=3,
+    ),
+]  # fmt: skip
+
+EXPECTED: dict[str, Any] = {
+    "job.json": SPEC,
+    "config.json": PLAN,
+    "manifest.json": MANIFEST,
+    "attempt.json": ATTEMPT,
+    "outcome.json": OUTCOME,
+    "tokens.json": TOKENS,
+}
+GROWING: dict[str, tuple[str, ...]] = {
+    "job.json": ("", "overrides.learning_rate"),
+    "config.json": ("", "model", "train"),
+    "manifest.json": ("", "losses", "cursor", "settled", "settled.model", "settled.train"),
+    "attempt.json": ("",),
+    "outcome.json": ("",),
+    "tokens.json": ("",),
+}
+"""the places in each format where a later version may add fields"""
+
+
+def place_of(layout: Layout, name: str) -> Path:
+    """Where the storage root has such a file."""
+    return {
+        "job.json": layout.job_file(JOB),
+        "config.json": layout.config_file(JOB),
+        "manifest.json": layout.path(f"checkpoints/{JOB}/a.json"),
+        "attempt.json": layout.attempt_file(JOB, ATTEMPT.token),
+        "outcome.json": layout.outcome_file(JOB),
+        "tokens.json": layout.token_file("text", TOKENS.source_sha256, "bytes").with_suffix(".json"),
+    }[name]
+
+
+def read(layout: Layout, name: str, content: dict[str, Any]) -> Any:
+    """What today's code makes of this content in its place."""
+    path = place_of(layout, name)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content))
+    if name == "job.json":
+        return JobSpec.from_dict(json.loads(path.read_bytes()))
+    if name == "config.json":
+        return record.read_plan(layout, JOB)
+    if name == "manifest.json":
+        path.with_suffix(".pt").touch()
+        return checkpoint.read(layout, f"checkpoints/{JOB}/a.pt").manifest
+    if name == "attempt.json":
+        return checkpoint.read_attempt(layout, JOB, ATTEMPT.token)
+    if name == "outcome.json":
+        return record.read_outcome(layout, JOB)
+    return tokens.read_manifest(path.with_suffix(".bin"))
+
+
+def written(layout: Layout, name: str) -> dict[str, Any]:
+    """What today's code writes for the frozen file's content."""
+    path = place_of(layout, name)
+    if name == "job.json":
+        record.write_request(layout, SPEC)
+    elif name in ("config.json", "manifest.json"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(durable.to_json(EXPECTED[name].to_dict()))
+    elif name == "attempt.json":
+        checkpoint.open_attempt(layout, JOB, ATTEMPT)
+    elif name == "outcome.json":
+        record.write_outcome(layout, JOB, OUTCOME)
+    else:
+        source = layout.root / "sources" / TOKENS.source
+        source.write_bytes(TEXT)
+        tokens.prepare(layout, source, TOKENS.source_sha256, TOKENS.encoding)
+    made: dict[str, Any] = json.loads(path.read_bytes())
+    return made
+
+
+def of_frozen_fields(made: Any, old: Any) -> Any:
+    """`made` without the fields that were added since."""
+    if not isinstance(old, dict) or not isinstance(made, dict):
+        return made
+    return {name: of_frozen_fields(value, old[name]) for name, value in made.items() if name in old}
+
+
+def exact(value: Any) -> str:
+    """JSON tells 1 from 1.0 and true, which == does not."""
+    return json.dumps(value, sort_keys=True)
+
+
+def test_every_frozen_file_is_held_against_the_code():
+    assert {path.name for path in FROZEN.iterdir()} == {*EXPECTED, "lines.jsonl"}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_an_older_version_wrote_is_read_as_it_was_meant(layout: Layout, name: str):
+    assert read(layout, name, frozen(name)) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_fields_that_a_later_version_added_are_ignored(layout: Layout, name: str):
+    content = frozen(name)
+    for place in GROWING[name]:
+        entry = content
+        for part in filter(None, place.split(".")):
+            entry = entry[part]
+        entry["from_a_later_version"] = {"a": [1]}
+    assert read(layout, name, content) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_is_written_now_is_what_was_always_written(layout: Layout, name: str):
+    assert exact(of_frozen_fields(written(layout, name), frozen(name))) == exact(frozen(name))
+
+
+@pytest.mark.parametrize(("number", "line"), list(enumerate(LINES)))
+def test_lines_are_read_and_written_as_ever(number: int, line: Line):
+    text = (FROZEN / "lines.jsonl").read_text().splitlines()[number]
+    old = json.loads(text)
+    assert progress.decode(text) == line
+    assert progress.decode(json.dumps({**old, "from_a_later_version": {"a": [1]}})) == line
+    now = json.loads(progress.encode(line, seconds=old["time"]))
+    assert exact(of_frozen_fields(now, old)) == exact(old)
+
+
+def test_there_is_a_frozen_line_of_every_kind():
+    kinds = [json.loads(text)["kind"] for text in (FROZEN / "lines.jsonl").read_text().splitlines()]
+    assert kinds == [line.kind for line in LINES]
+    assert set(kinds) == {kind.kind for kind in Line.__args__}

@@ -1,0 +1,92 @@
+"""What a supervisor decides by itself: whether a trainer hangs, and why one died."""
+
+import signal
+
+import pytest
+
+from gptjobs.progress import Progress, StageBegan
+from worker.supervisor import HANG_LIMIT_S, HANG_STEPS, Patience, cause_of
+
+
+def step(number: int) -> Progress:
+    return Progress(
+        step=number, end_step=1000, tokens=number, train_loss=1.0, learning_rate=1e-3, grad_norm=1.0,
+        tokens_per_s=1.0, eta_s=1.0,
+    )  # fmt: skip
+
+
+def trained(*lines: tuple[int, float]) -> Patience:
+    """With a trainer that reported these steps at these seconds."""
+    patience = Patience()
+    patience.note(StageBegan(stage="training"), lines[0][1])
+    for number, now in lines:
+        patience.note(step(number), now)
+    return patience
+
+
+def test_a_trainer_that_is_silent_for_five_minutes_hangs():
+    patience = trained((1, 0.0), (2, 1.0))
+    assert not patience.is_over(1.0 + HANG_LIMIT_S)
+    assert patience.is_over(1.1 + HANG_LIMIT_S)
+
+
+def test_any_line_is_a_sign_of_life():
+    patience = trained((1, 0.0), (2, 1.0))
+    patience.note(step(3), 250.0)
+    assert not patience.is_over(2.0 + HANG_LIMIT_S)
+
+
+@pytest.mark.parametrize("stage", ["loading", "encoding", "evaluating", "saving"])
+def test_only_a_trainer_that_trains_can_hang(stage: str):
+    patience = trained((1, 0.0), (2, 1.0))
+    patience.note(StageBegan(stage=stage), 2.0)
+    assert not patience.is_over(100_000.0)
+    patience.note(StageBegan(stage="training"), 100_000.0)
+    assert patience.is_over(100_001.0 + HANG_LIMIT_S)
+
+
+def test_a_trainer_that_has_said_nothing_yet_is_loading():
+    assert not Patience().is_over(1e12)
+
+
+def test_slow_steps_are_given_the_time_of_twenty():
+    patience = trained((10, 0.0), (12, 200.0), (14, 400.0))
+    assert not patience.is_over(400.0 + HANG_STEPS * 100.0)
+    assert patience.is_over(400.1 + HANG_STEPS * 100.0)
+
+
+def test_one_slow_step_among_quick_ones_makes_no_one_patient():
+    patience = trained((1, 0.0), (2, 1.0), (3, 1001.0), (4, 1002.0))
+    assert patience.is_over(1003.0 + HANG_LIMIT_S)
+
+
+def test_the_time_of_an_evaluation_is_not_that_of_a_step():
+    patience = trained((1, 0.0), (2, 1.0))
+    patience.note(StageBegan(stage="evaluating"), 1.0)
+    patience.note(StageBegan(stage="training"), 1001.0)
+    patience.note(step(3), 1002.0)
+    assert patience.is_over(1003.0 + HANG_LIMIT_S)
+
+
+def test_a_second_line_of_one_step_divides_by_nothing():
+    assert not trained((1, 0.0), (1, 5.0)).is_over(6.0)
+
+
+def test_patience_follows_the_newest_steps():
+    slow = [(number, 100.0 * number) for number in range(60)]
+    quick = [(60 + number, 6000.0 + number) for number in range(60)]
+    assert trained(*slow, *quick).is_over(6060.0 + HANG_LIMIT_S)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "exit code 0"),
+        (3, "exit code 3"),
+        (-signal.SIGKILL, "signal SIGKILL"),
+        (-signal.SIGSEGV, "signal SIGSEGV"),
+        (-200, "signal 200"),
+    ],
+)
+def test_a_return_code_in_words(code: int, words: str):
+    assert cause_of(code) == words
