@@ -245,12 +245,18 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
         end = parent_step + values["steps"]
         put("decay_steps", max(1, end - values["schedule_start"]), "to the job's end")
     _fit_positions(put, values, origins, parent)
-    return Settled(
+    settled = Settled(
         model=ModelConfig(**known(MODEL_FIELDS, values)),
         train=TrainConfig(**known(TRAIN_FIELDS, values)),
         start_step=parent_step,
         origins=origins,
     )
+    if settled.train.learning_rate_at(parent_step) == 0.0:
+        raise Refused(
+            f"the checkpoint's {settled.train.schedule} schedule has ended: the learning rate would be 0",
+            hint="--learning-rate for a constant one, or --schedule to begin one here",
+        )
+    return settled
 
 
 def _put_preset(put: Any, overrides: Overrides) -> None:

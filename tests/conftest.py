@@ -57,9 +57,9 @@ def layout(tmp_path: Path) -> Layout:
     return made
 
 
-@pytest.fixture(scope="session")
-def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("server"), _free_port()
+def start_server(folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
+    """A real server that answers, and its URL."""
+    port = _free_port()
     command = [str(_server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "secret"]
     process = subprocess.Popen(
         [*command, "--save", "", "--dir", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -74,6 +74,12 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return True
 
     eventually(answers, 20)
+    return process, url
+
+
+@pytest.fixture(scope="session")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    process, url = start_server(tmp_path_factory.mktemp("server"))
     yield url
     process.terminate()
     process.wait()

@@ -26,6 +26,8 @@ STOP_LIMIT_S = 300.0
 """for a checkpoint after SIGTERM, before the child is killed"""
 HANG_LIMIT_S = 300.0
 HANG_STEPS = 20
+FIRST_STEP_LIMIT_S = 3600.0
+"""before the time of a step is known"""
 _STEPS_REMEMBERED = 50
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,19 @@ class Supervisor:
         self._lines.put(None)
 
     def run(self) -> Ended:
-        """Supervise until the child's lines end and it is gone."""
+        """Supervise until the child's lines end and it is gone; nothing of it is left behind, whatever happens."""
+        try:
+            self._supervise()
+            code = self._child.wait()
+        finally:
+            self._kill_group()
+        return Ended(
+            finished=self._finished,
+            cause=self._killed_for or cause_of(code),
+            wrote_checkpoint=self._wrote_checkpoint,
+        )
+
+    def _supervise(self) -> None:
         leashed_at = 0.0
         while True:
             try:
@@ -81,20 +95,13 @@ class Supervisor:
                 pass
             else:
                 if line is None:
-                    break
+                    return
                 self._take(line)
             now = time.monotonic()
             if now - leashed_at >= LEASH_S and not self._held.lost:
                 self._hold_leash()
                 leashed_at = now
             self._stop_or_kill(now)
-        code = self._child.wait()
-        self._kill_group()
-        return Ended(
-            finished=self._finished,
-            cause=self._killed_for or cause_of(code),
-            wrote_checkpoint=self._wrote_checkpoint,
-        )
 
     def _take(self, text: str) -> None:
         line = progress.decode(text)
@@ -138,7 +145,8 @@ class Supervisor:
 
 
 class Patience:
-    """Tells a hung trainer: no line for max(5 min, 20 median steps) while it trains."""
+    """Tells a hung trainer: no line for max(5 min, 20 median steps) while it trains; an hour before the first
+    step was timed, as a large model on a CPU takes long over one."""
 
     def __init__(self) -> None:
         self._stage = "loading"
@@ -158,8 +166,9 @@ class Patience:
     def is_over(self, now: float) -> bool:
         if self._stage != "training":
             return False
-        steps = HANG_STEPS * statistics.median(self._step_seconds) if self._step_seconds else 0.0
-        return now - self._heard_at > max(HANG_LIMIT_S, steps)
+        if not self._step_seconds:
+            return now - self._heard_at > FIRST_STEP_LIMIT_S
+        return now - self._heard_at > max(HANG_LIMIT_S, HANG_STEPS * statistics.median(self._step_seconds))
 
 
 def cause_of(code: int) -> str:

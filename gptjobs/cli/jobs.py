@@ -181,7 +181,8 @@ def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
             time.sleep(POLL_S)
         ended.append(job)
     for job in ended:
-        output.result(f"{job.spec.id}  {output.coloured(job.state)}  {job.reason}")
+        reason = "" if job.reason == job.state.value else f"  {job.reason}"
+        output.result(f"{job.spec.id}  {output.coloured(job.state)}{reason}")
     for job in sorted(ended, key=lambda each: each.state is JobState.CANCELLED):
         _exit_as(job)
 

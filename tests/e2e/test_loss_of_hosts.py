@@ -4,11 +4,15 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gptjobs import checkpoint
+from gptjobs.layout import Layout
 from gptjobs.store import Store
-from tests.conftest import Commands, Workers, eventually
+from tests.conftest import Commands, Workers, eventually, start_server
 
 LONG = (
     "--model", "nano", "--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--batch-size", "4", "--block-size", "32",
@@ -142,3 +146,50 @@ def test_a_doorbell_that_was_lost_rings_again(gptjobs: Commands, workers: Worker
         store._redis.delete(queue, *store._redis.keys(f"{queue}*"))
     workers.start()
     eventually(lambda: store.get(job).state == "running", 40)
+
+
+def test_a_job_whose_trainer_keeps_crashing_fails_with_the_cause(
+    gptjobs: Commands, workers: Workers, store: Store
+) -> None:
+    gptjobs.ok("data", "prepare", "sources/text.md", "--encoding", "bytes")
+    (tokens,) = gptjobs.layout.shared_data.glob("tokens/*/bytes.bin")
+    job = submit(gptjobs)
+    tokens.unlink()
+    workers.start()
+    ended = gptjobs("wait", job, "--timeout", "120")
+    assert ended.returncode == 1
+    assert "FileNotFoundError" in ended.stderr
+    assert store.get(job).attempt == 5
+    assert "Traceback" in gptjobs.ok("logs", job)
+
+
+def test_training_goes_on_while_redis_is_away_and_after_it_lost_everything(
+    layout: Layout, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server, url = start_server(tmp_path_factory.mktemp("own"))
+    gptjobs = Commands(layout, url)
+    workers = Workers(gptjobs, tmp_path)
+    store = Store(url)
+    try:
+        workers.start()
+        job = submit(gptjobs)
+        eventually(lambda: newest_step(gptjobs, job) >= 50)
+        server.send_signal(signal.SIGSTOP)
+        away_since = newest_step(gptjobs, job)
+        eventually(lambda: "goes on without it" in workers.log())
+        eventually(lambda: newest_step(gptjobs, job) >= away_since + 100)
+        server.send_signal(signal.SIGCONT)
+        eventually(lambda: "Redis answers again" in workers.log())
+
+        store._redis.flushall()
+        eventually(lambda: "its record is back" in workers.log())
+        back = store.get(job)
+        assert back.state == "running" and back.spec.id == job
+        gptjobs.ok("cancel", job)
+        assert gptjobs("wait", job, "--timeout", "60").returncode == 10
+        assert len(checkpoint.attempts(layout, job)) == 1
+    finally:
+        workers.stop()
+        server.send_signal(signal.SIGCONT)
+        server.kill()
+        server.wait()

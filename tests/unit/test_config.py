@@ -314,3 +314,12 @@ def test_no_settled_rate_is_below_zero_or_above_the_peak(values: dict[str, Any],
     for part in (0.0, 0.01, 0.3, 0.9, 1.0):
         rate = train.learning_rate_at(settled.start_step + int(part * (steps - 1)))
         assert 0.0 <= rate <= train.learning_rate * (1 + 1e-12)
+
+
+def test_a_schedule_that_has_ended_is_not_gone_on_with_at_a_rate_of_zero() -> None:
+    parent = settle(typed(data="text.md", steps=1000))
+    with pytest.raises(Refused, match="learning rate would be 0"):
+        settle(typed(steps=500), parent=parent, parent_step=1000)
+    assert settle(typed(steps=500, schedule="cosine"), parent=parent, parent_step=1000).train.schedule_start == 1000
+    kept = settle(typed(data="text.md", steps=1000, min_learning_rate=1e-5))
+    assert settle(typed(), parent=kept, parent_step=1000).train.learning_rate_at(1500) == 1e-5

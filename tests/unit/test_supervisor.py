@@ -90,3 +90,10 @@ def test_patience_follows_the_newest_steps():
 )
 def test_a_return_code_in_words(code: int, words: str):
     assert cause_of(code) == words
+
+
+def test_a_first_step_may_take_long() -> None:
+    patience = Patience()
+    patience.note(StageBegan(stage="training"), 0.0)
+    assert not patience.is_over(3000.0)
+    assert patience.is_over(3700.0)

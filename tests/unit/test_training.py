@@ -74,7 +74,11 @@ class Ended:
         return self.newest
 
 
-def attempted(layout: Layout, plan: Plan, stop_at: int | None = None) -> Ended:
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def attempted(layout: Layout, plan: Plan, stop_at: int | None = None, killed_at: int | None = None) -> Ended:
     """The job's next attempt; with `stop_at` it is asked to stop before that step is over."""
     start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
     attempt = checkpoint.Attempt(
@@ -88,6 +92,8 @@ def attempted(layout: Layout, plan: Plan, stop_at: int | None = None) -> Ended:
         lines.append(line)
         if isinstance(line, Progress) and line.step + 1 == stop_at:
             stop.requested = True
+        if isinstance(line, Progress) and line.step == killed_at:
+            raise Killed
 
     finished = train(layout, plan, attempt, start, CPU, report, stop)
     counting = checkpoint.counting(layout, plan.job)
@@ -136,7 +142,7 @@ def test_the_loss_falls_and_the_last_line_says_so(layout: Layout) -> None:
 
 
 def test_the_reported_validation_loss_is_the_mean_over_the_held_out_windows(layout: Layout) -> None:
-    plan = planned(layout, "job", eval_tokens=50, micro_batch=4)
+    plan = planned(layout, "job", eval_tokens=50, micro_batch=4, dropout=0.5)
     ended = attempted(layout, plan)
     model = state.load(layout, plan, ended.last, CPU).model.eval()
     data = Batches(layout.token_file("text", plan.data_digest, "bytes"), 8, seed=0)
@@ -198,6 +204,31 @@ def test_stopped_and_continued_is_bit_equal_to_never_stopped(
         assert getattr(never.last.manifest, name) == getattr(went_on.last.manifest, name)
 
 
+def test_killed_and_continued_is_bit_equal_to_never_stopped(layout: Layout) -> None:
+    never = attempted(layout, planned(layout, "never", dropout=0.2))
+    plan = planned(layout, "killed", dropout=0.2)
+    with pytest.raises(Killed):
+        attempted(layout, plan, killed_at=5)
+    went_on = attempted(layout, plan)
+    assert went_on.progress[0].step == 3
+    assert_same_bits(tensors(layout, never.last), tensors(layout, went_on.last))
+
+
+def test_dropout_acts_on_every_update(layout: Layout) -> None:
+    without, dropped = (
+        attempted(layout, planned(layout, f"dropout-{size}", dropout=size)).progress for size in (0.0, 0.5)
+    )
+    assert without[0].val_loss == dropped[0].val_loss
+    assert not {each.grad_norm for each in without} & {each.grad_norm for each in dropped}
+
+
+def test_an_update_is_as_large_as_the_learning_rate_of_its_step(layout: Layout) -> None:
+    """AdamW's first update moves what does not decay by the rate itself: here half of it, in the warm-up."""
+    ended = attempted(layout, planned(layout, "job", steps=1))
+    moved = (contents(layout, ended.last)["model"]["transformer.ln_f.weight"] - 1.0).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.5e-2), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 3, 5])
 def test_micro_batches_give_the_same_gradients(layout: Layout, micro_batch: int) -> None:
     """After one update a tensor's first moment is a tenth of its gradient."""
@@ -220,6 +251,10 @@ def test_a_resume_with_other_settings_counts_on_and_keeps_its_place(layout: Layo
     assert (manifest.step, manifest.tokens, manifest.cursor.windows) == (9, 192 + 3 * 16, 24 + 3 * 2)
     assert checkpoint.of_job(layout, "child")[0].manifest.parent == parent.name
     assert ended.progress[0].val_loss == parent.manifest.losses.val_loss
+    data = Batches(layout.token_file("text", plan.data_digest, "bytes"), 8, seed=plan.settled.train.seed)
+    with torch.no_grad():
+        expected = state.load(layout, plan, parent, CPU).model.loss(*data.batch(24, 2)).item()
+    assert ended.progress[0].train_loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_resume_at_another_block_size_starts_its_own_order_and_uses_the_front_of_the_positions(
@@ -282,6 +317,14 @@ def test_patience_is_that_of_a_job_that_was_never_stopped(layout: Layout, stop_a
     assert attempted(layout, plan, stop_at=stop_at).finished.outcome == "stopped"
     went_on = attempted(layout, plan)
     assert (went_on.finished.outcome, went_on.finished.step) == ("patience", 4)
+
+
+def test_an_evaluation_that_a_killed_attempt_had_counted_counts_once(layout: Layout) -> None:
+    plan = planned(layout, "job", **{**STUCK, "checkpoint_interval": 2})
+    with pytest.raises(Killed):
+        attempted(layout, plan, killed_at=3)
+    went_on = attempted(layout, plan)
+    assert (went_on.progress[0].step, went_on.finished.outcome, went_on.finished.step) == (2, "patience", 4)
 
 
 def test_a_resume_has_patience_of_its_own(layout: Layout) -> None:
