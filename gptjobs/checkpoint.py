@@ -7,6 +7,8 @@ dead branch, whatever its step or time; so the file system alone tells the truth
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -173,35 +175,48 @@ def of_job(layout: Layout, job: str) -> list[Checkpoint]:
 
 def counting(layout: Layout, job: str) -> list[Checkpoint]:
     """The job's good checkpoints that count, by step."""
-    by_name = {each.name: each for each in of_job(layout, job)}
-    latest = latest_attempt(layout, job)
-    if latest is None:
-        return []
-    counts = {name for name, each in by_name.items() if each.manifest.token == latest.token}
-    ancestor = latest.start
-    while ancestor in by_name:
-        counts.add(ancestor)
-        ancestor = by_name[ancestor].manifest.parent
-    return [each for name, each in by_name.items() if name in counts and each.manifest.status == GOOD]
+    until = dict(lineage(layout, job))
+    return [
+        each
+        for each in of_job(layout, job)
+        if each.manifest.token in until
+        and each.manifest.step <= until[each.manifest.token]
+        and each.manifest.status == GOOD
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One trainer of a job: who started, from which checkpoint (`start`, relative to the root)."""
+    """One trainer of a job: who started, and from which checkpoint."""
 
     token: int
     start: str | None
+    """relative to the root; None from scratch"""
     start_step: int
+    start_token: int | None
+    """of the attempt that wrote `start`; None where that was not an attempt of this job"""
     worker: str
     device: str
     began_at: float
     """seconds since the epoch, for people"""
 
 
-def open_attempt(layout: Layout, job: str, attempt: Attempt) -> None:
-    """Write the attempt down; raises FileExistsError where its token was used already."""
+def begin_attempt(
+    layout: Layout, job: str, token: int, start: Checkpoint | None, *, worker: str, device: str
+) -> Attempt:
+    """Write down that an attempt begins; raises FileExistsError where its token was used already."""
+    made = Attempt(
+        token=token,
+        start=start.name if start else None,
+        start_step=start.manifest.step if start else 0,
+        start_token=start.manifest.token if start and start.manifest.job == job else None,
+        worker=worker,
+        device=device,
+        began_at=time.time(),
+    )
     layout.attempts(job).mkdir(parents=True, exist_ok=True)
-    durable.create(layout.attempt_file(job, attempt.token), durable.to_json({"schema": SCHEMA, **asdict(attempt)}))
+    durable.create(layout.attempt_file(job, token), durable.to_json({"schema": SCHEMA, **asdict(made)}))
+    return made
 
 
 def read_attempt(layout: Layout, job: str, token: int) -> Attempt:
@@ -225,25 +240,15 @@ def _tokens(layout: Layout, job: str) -> list[int]:
     return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
-def latest_attempt(layout: Layout, job: str) -> Attempt | None:
-    token = latest_token(layout, job)
-    return read_attempt(layout, job, token) if token else None
-
-
-def lineage(layout: Layout, job: str) -> list[tuple[int, int | None]]:
+def lineage(layout: Layout, job: str) -> list[tuple[int, float]]:
     """The attempts that the newest one descends from, oldest first: (token, the step up to which it counts;
-    None for the newest)."""
-    chain: list[tuple[int, int | None]] = []
-    attempt, until = latest_attempt(layout, job), None
-    while attempt is not None:
-        chain.append((attempt.token, until))
-        if attempt.start is None or not layout.is_of_job(attempt.start, job):
-            break
-        try:
-            manifest = read(layout, attempt.start).manifest
-        except (NotFound, Refused):
-            break  # a user removed it, or it was damaged since: what led to it is not known any more
-        attempt, until = read_attempt(layout, job, manifest.token), manifest.step
+    infinity for the newest)."""
+    chain: list[tuple[int, float]] = []
+    token, until = latest_token(layout, job) or None, math.inf
+    while token is not None:
+        chain.append((token, until))
+        attempt = read_attempt(layout, job, token)
+        token, until = attempt.start_token, attempt.start_step
     return chain[::-1]
 
 

@@ -108,9 +108,6 @@ class Layout:
         """Relative to the root, as manifests and attempts name a checkpoint."""
         return f"checkpoints/{job}/{file}"
 
-    def is_of_job(self, checkpoint: str, job: str) -> bool:
-        return checkpoint.startswith(f"checkpoints/{job}/")
-
     def job_outputs(self, job: str) -> Path:
         return self.outputs / job
 

@@ -88,18 +88,7 @@ class Attempt:
     def _train(self, plan: Plan, log: IO[bytes]) -> Ended:
         layout, token = self._layout, self._held.lease.token
         start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
-        checkpoint.open_attempt(
-            layout,
-            plan.job,
-            checkpoint.Attempt(
-                token=token,
-                start=start.name if start else None,
-                start_step=start.manifest.step if start else 0,
-                worker=self._worker,
-                device=self._device,
-                began_at=time.time(),
-            ),
-        )
+        checkpoint.begin_attempt(layout, plan.job, token, start, worker=self._worker, device=self._device)
         checkpoint.sweep_leftovers(layout, plan.job)
         self._held.show({"end_step": plan.settled.end_step})
         command = trainer_command(layout.config_file(plan.job), token)

@@ -21,7 +21,7 @@ def put_together(layout: Layout, spec: JobSpec) -> list[dict[str, Any]]:
     by_step: dict[int, dict[str, Any]] = {}
     for token, until in checkpoint.lineage(layout, spec.id):
         for line in _lines(layout.attempt_lines(spec.id, token)):
-            if line["kind"] == "progress" and (until is None or line["step"] <= until):
+            if line["kind"] == "progress" and line["step"] <= until:
                 _add(by_step, line)
     metrics = [by_step[step] for step in sorted(by_step)]
     events: list[dict[str, Any]] = [{"schema": 1, "kind": "submitted", "time": spec.submitted_at}]

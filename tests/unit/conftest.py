@@ -56,10 +56,7 @@ def commit(layout: Layout, job: str, token: int, step: int, parent: str | None =
     return layout.name_of_checkpoint(job, path.name)
 
 
-def begin(layout: Layout, job: str, token: int, start: str | None = None, start_step: int = 0) -> Attempt:
-    """Open an attempt of the job."""
-    made = Attempt(
-        token=token, start=start, start_step=start_step, worker="worker@host", device="cpu", began_at=NOON + token
-    )
-    checkpoint.open_attempt(layout, job, made)
-    return made
+def begin(layout: Layout, job: str, token: int, start: str | None = None) -> Attempt:
+    """Begin an attempt of the job."""
+    from_ = checkpoint.read(layout, start) if start else None
+    return checkpoint.begin_attempt(layout, job, token, from_, worker="worker@host", device="cpu")

@@ -1,8 +1,8 @@
 """Checkpoints without torch: what is committed, what is whole, and which ones count."""
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,10 @@ from gptjobs.checkpoint import (
     Manifest,
     attempts,
     counting,
-    latest_attempt,
     latest_token,
     lineage,
     manifest_path,
     of_job,
-    open_attempt,
     read,
     start_of_next_attempt,
     sweep_leftovers,
@@ -117,7 +115,7 @@ def two_attempts(layout: Layout) -> dict[int, str]:
     names = {100: commit(layout, JOB, 1, 100)}
     names[200] = commit(layout, JOB, 1, 200, parent=names[100])
     names[300] = commit(layout, JOB, 1, 300, parent=names[200])
-    begin(layout, JOB, 2, start=names[200], start_step=200)
+    begin(layout, JOB, 2, start=names[200])
     names[250] = commit(layout, JOB, 2, 250, parent=names[200])
     return names
 
@@ -125,7 +123,7 @@ def two_attempts(layout: Layout) -> dict[int, str]:
 def test_what_the_newest_attempt_descends_from_counts_and_its_siblings_do_not(layout: Layout):
     two_attempts(layout)
     assert steps_that_count(layout) == [100, 200, 250]
-    assert lineage(layout, JOB) == [(1, 200), (2, None)]
+    assert lineage(layout, JOB) == [(1, 200), (2, math.inf)]
 
 
 def test_what_a_fenced_attempt_writes_later_never_counts(layout: Layout):
@@ -135,47 +133,47 @@ def test_what_a_fenced_attempt_writes_later_never_counts(layout: Layout):
     start = start_of_next_attempt(layout, JOB, None)
     assert start is not None
     assert start.name == names[250]
-    assert lineage(layout, JOB) == [(1, 200), (2, None)]
+    assert lineage(layout, JOB) == [(1, 200), (2, math.inf)]
 
 
 def test_a_dead_branch_stays_dead_under_later_attempts(layout: Layout):
     names = two_attempts(layout)
     commit(layout, JOB, 1, 9000, parent=names[300])
-    begin(layout, JOB, 10, start=names[250], start_step=250)
+    begin(layout, JOB, 10, start=names[250])
     assert steps_that_count(layout) == [100, 200, 250]
     commit(layout, JOB, 10, 270, parent=names[250])
     assert steps_that_count(layout) == [100, 200, 250, 270]
-    assert lineage(layout, JOB) == [(1, 200), (2, 250), (10, None)]
+    assert lineage(layout, JOB) == [(1, 200), (2, 250), (10, math.inf)]
 
 
 def test_a_new_attempt_counts_from_its_beginning_not_from_its_first_checkpoint(layout: Layout):
     names = two_attempts(layout)
-    begin(layout, JOB, 3, start=names[100], start_step=100)
+    begin(layout, JOB, 3, start=names[100])
     assert steps_that_count(layout) == [100]
-    assert lineage(layout, JOB) == [(1, 100), (3, None)]
+    assert lineage(layout, JOB) == [(1, 100), (3, math.inf)]
 
 
 def test_an_attempt_that_started_over_from_scratch_leaves_all_before_it_behind(layout: Layout):
     two_attempts(layout)
     begin(layout, JOB, 3)
     assert steps_that_count(layout) == []
-    assert lineage(layout, JOB) == [(3, None)]
+    assert lineage(layout, JOB) == [(3, math.inf)]
 
 
 def test_the_parents_checkpoints_are_not_the_jobs_own(layout: Layout):
     begin(layout, "zero", 4)
     parent = commit(layout, "zero", 4, 500)
-    begin(layout, JOB, 1, start=parent, start_step=500)
+    begin(layout, JOB, 1, start=parent)
     commit(layout, JOB, 1, 600, parent=parent)
     assert steps_that_count(layout) == [600]
-    assert lineage(layout, JOB) == [(1, None)]
+    assert lineage(layout, JOB) == [(1, math.inf)]
 
 
 def test_a_quarantined_checkpoint_does_not_count_but_those_around_it_do(layout: Layout):
     begin(layout, JOB, 1)
     first = commit(layout, JOB, 1, 100)
     second = commit(layout, JOB, 1, 200, parent=first, status="quarantined", reason="poisoned")
-    begin(layout, JOB, 2, start=second, start_step=200)
+    begin(layout, JOB, 2, start=second)
     commit(layout, JOB, 2, 300, parent=second)
     assert steps_that_count(layout) == [100, 300]
 
@@ -204,14 +202,14 @@ def test_an_ancestor_that_a_user_removed_does_not_break_the_lineage(layout: Layo
     for path in (layout.path(names[200]), manifest_path(layout.path(names[200]))):
         path.unlink()
     assert 250 in steps_that_count(layout)
-    assert lineage(layout, JOB)[-1] == (2, None)
+    assert lineage(layout, JOB)[-1] == (2, math.inf)
 
 
 def test_with_nothing_whole_of_its_own_a_job_starts_where_it_was_to_start(layout: Layout):
     parent = commit(layout, "zero", 1, 500)
     assert start_of_next_attempt(layout, JOB, None) is None
     assert start_of_next_attempt(layout, JOB, parent) == read(layout, parent)
-    begin(layout, JOB, 1, start=parent, start_step=500)
+    begin(layout, JOB, 1, start=parent)
     truncate(layout.path(commit(layout, JOB, 1, 600, parent=parent)))
     assert start_of_next_attempt(layout, JOB, parent) == read(layout, parent)
 
@@ -226,12 +224,12 @@ def test_a_corrupt_parent_is_refused(layout: Layout):
 def test_a_token_opens_one_attempt_only(layout: Layout):
     opened = begin(layout, JOB, 1)
     with pytest.raises(FileExistsError):
-        open_attempt(layout, JOB, replace(opened, worker="other@host"))
-    assert latest_attempt(layout, JOB) == opened
+        begin(layout, JOB, 1)
+    assert attempts(layout, JOB) == [opened]
 
 
 def test_tokens_are_numbers_not_words(layout: Layout):
-    assert (latest_token(layout, JOB), latest_attempt(layout, JOB)) == (0, None)
+    assert latest_token(layout, JOB) == 0
     for token in (10, 9, 2):
         begin(layout, JOB, token)
     assert latest_token(layout, JOB) == 10
@@ -241,7 +239,6 @@ def test_tokens_are_numbers_not_words(layout: Layout):
 def test_what_a_file_server_leaves_among_attempts_is_no_attempt(layout: Layout):
     opened = begin(layout, JOB, 1)
     (layout.attempts(JOB) / "._1.json").write_bytes(b"\0\5\x16\7")
-    assert latest_attempt(layout, JOB) == opened
     assert attempts(layout, JOB) == [opened]
 
 

@@ -5,13 +5,15 @@ A format may grow fields, so what is written may have more than its frozen file,
 """
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptjobs import checkpoint, durable, progress, record
-from gptjobs.checkpoint import Attempt, Cursor, Losses, Manifest
+from gptjobs.checkpoint import Attempt, Checkpoint, Cursor, Losses, Manifest
 from gptjobs.config import Given, ModelConfig, Plan, Settled, TrainConfig
 from gptjobs.data import tokens
 from gptjobs.data.tokens import TokensManifest
@@ -113,6 +115,7 @@ ATTEMPT = Attempt(
     token=3,
     start=f"checkpoints/{JOB}/checkpoint_gpt2_text_step000300_11222025_120101.pt",
     start_step=300,
+    start_token=2,
     worker="worker@host",
     device="cuda:0",
     began_at=1763812900.5,
@@ -214,7 +217,10 @@ def written(layout: Layout, name: str) -> dict[str, Any]:
         path.parent.mkdir(parents=True)
         path.write_bytes(durable.to_json(EXPECTED[name].to_dict()))
     elif name == "attempt.json":
-        checkpoint.open_attempt(layout, JOB, ATTEMPT)
+        start = Checkpoint(name=str(ATTEMPT.start), manifest=replace(MANIFEST, step=300, token=2))
+        made = checkpoint.begin_attempt(layout, JOB, 3, start, worker="worker@host", device="cuda:0")
+        path.write_bytes(durable.to_json({**json.loads(path.read_bytes()), "began_at": ATTEMPT.began_at}))
+        assert time.time() - made.began_at < 60
     elif name == "outcome.json":
         record.write_outcome(layout, JOB, OUTCOME)
     else:

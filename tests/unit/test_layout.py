@@ -175,8 +175,6 @@ def test_a_log_is_found_by_its_job_alone(layout: Layout):
     assert mine[1].name == f"resume_training_log_ab_{stamp(NOON + 60)}.log"
 
 
-def test_a_checkpoint_belongs_to_one_job(layout: Layout):
+def test_a_checkpoint_is_named_relative_to_the_root(layout: Layout):
     name = layout.name_of_checkpoint("ab", "x.pt")
-    assert name == "checkpoints/ab/x.pt"
-    assert layout.is_of_job(name, "ab")
-    assert not layout.is_of_job(name, "a")
+    assert layout.path(name) == layout.job_checkpoints("ab") / "x.pt"

@@ -54,10 +54,10 @@ def thrice(layout: Layout) -> Layout:
         layout, 1, StageBegan(stage="loading"), step(0, 1.0, 5.5), step(10, 1.1), step(20, 1.2), written,
         step(30, 1.3), end=torn,
     )  # fmt: skip
-    begin(layout, "first", 2, start=first, start_step=20)
+    begin(layout, "first", 2, start=first)
     write_lines(layout, 2, step(20, 2.2, 4.4), step(30, 2.3), step(40, 2.4))
     commit(layout, "first", token=2, step=40, parent=first)
-    begin(layout, "first", 3, start=first, start_step=20)
+    begin(layout, "first", 3, start=first)
     ended = Finished(outcome="finished", step=40)
     write_lines(layout, 3, step(20, 3.2, 4.4), step(30, 3.3), step(40, 3.4, 3.9), ended)
     commit(
@@ -79,9 +79,9 @@ def test_before_the_newest_attempt_says_anything_metrics_end_where_it_began(thri
 def test_a_descendant_of_descendants_counts_each_up_to_where_the_next_began(layout: Layout) -> None:
     begin(layout, "first", 1)
     one = commit(layout, "first", token=1, step=10)
-    begin(layout, "first", 2, start=one, start_step=10)
+    begin(layout, "first", 2, start=one)
     two = commit(layout, "first", token=2, step=20, parent=one)
-    begin(layout, "first", 4, start=two, start_step=20)
+    begin(layout, "first", 4, start=two)
     for token in (1, 2, 4):
         write_lines(layout, token, *(step(number, token + number / 100) for number in range(0, 31, 5)))
     expected = [(0, 1.0), (5, 1.05), (10, 1.1), (15, 2.15), (20, 2.2), (25, 4.25), (30, 4.3)]
@@ -91,7 +91,7 @@ def test_a_descendant_of_descendants_counts_each_up_to_where_the_next_began(layo
 def test_an_evaluation_that_a_stop_put_off_to_the_next_attempt_is_in_the_metrics(layout: Layout) -> None:
     begin(layout, "first", 1)
     one = commit(layout, "first", token=1, step=10)
-    begin(layout, "first", 2, start=one, start_step=10)
+    begin(layout, "first", 2, start=one)
     write_lines(layout, 1, step(0, 1.0, 5.5), step(10, 1.1))
     write_lines(layout, 2, step(10, 2.1, 4.4), step(20, 2.2))
     assert [step_ for step_, _ in losses(layout)] == [0, 10, 20]
@@ -102,7 +102,7 @@ def test_a_job_resumed_from_another_has_its_own_lines_alone(layout: Layout) -> N
     begin(layout, "other", 1)
     parent = commit(layout, "other", token=1, step=20)
     layout.attempt_lines("other", 1).write_text(progress.encode(step(10, 9.9), seconds=NOON) + "\n")
-    begin(layout, "first", 1, start=parent, start_step=20)
+    begin(layout, "first", 1, start=parent)
     write_lines(layout, 1, step(20, 1.2), step(30, 1.3))
     assert losses(layout) == [(20, 1.2), (30, 1.3)]
 

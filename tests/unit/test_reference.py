@@ -68,7 +68,7 @@ def jobs(layout: Layout) -> dict[int, str]:
     names = {100: commit(layout, "3f9a01", 1, 100, losses=Losses(val_loss=2.5))}
     names[200] = commit(layout, "3f9a01", 1, 200, names[100], losses=Losses(val_loss=2.25))
     names[250] = commit(layout, "3f9a01", 1, 250, names[200], losses=Losses(val_loss=1.0))
-    begin(layout, "3f9a01", 2, names[200], 200)
+    begin(layout, "3f9a01", 2, names[200])
     names[300] = commit(layout, "3f9a01", 2, 300, names[200], losses=Losses(train_loss=1.0))
     return names
 

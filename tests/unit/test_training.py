@@ -27,8 +27,8 @@ from worker.trainer.loop import train
 CPU = open_device("cpu", "float32")
 TINY: dict[str, Any] = {
     "data": "sources/text.md", "encoding": "bytes", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16,
-    "steps": 6, "batch_size": 4, "block_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "eval_interval": 3,
-    "eval_tokens": 64, "checkpoint_interval": 3, "log_interval": 1,
+    "steps": 6, "batch_size": 4, "block_size": 8, "learning_rate": 1e-2, "schedule": "constant", "warmup_steps": 2,
+    "eval_interval": 3, "eval_tokens": 64, "checkpoint_interval": 3, "log_interval": 1,
 }  # fmt: skip
 
 
@@ -81,11 +81,8 @@ class Killed(BaseException):
 def attempted(layout: Layout, plan: Plan, stop_at: int | None = None, killed_at: int | None = None) -> Ended:
     """The job's next attempt; with `stop_at` it is asked to stop before that step is over."""
     start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
-    attempt = checkpoint.Attempt(
-        token=checkpoint.latest_token(layout, plan.job) + 1, start=start.name if start else None,
-        start_step=start.manifest.step if start else 0, worker="test", device="cpu", began_at=0.0,
-    )  # fmt: skip
-    checkpoint.open_attempt(layout, plan.job, attempt)
+    token = checkpoint.latest_token(layout, plan.job) + 1
+    attempt = checkpoint.begin_attempt(layout, plan.job, token, start, worker="test", device="cpu")
     stop, lines = Stop(), list[Line]()
 
     def report(line: Line) -> None:
@@ -187,7 +184,9 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(layout: Layout) -> None
     assert not torch.equal(one["transformer.h.0.mlp.c_fc.weight"], other["transformer.h.0.mlp.c_fc.weight"])
 
 
-@pytest.mark.parametrize("values", [{}, {"dropout": 0.2}, {"micro_batch": 3}, {"dropout": 0.2, "micro_batch": 2}])
+@pytest.mark.parametrize(
+    "values", [{}, {"dropout": 0.2}, {"micro_batch": 3}, {"dropout": 0.2, "micro_batch": 2, "schedule": "cosine"}]
+)
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
 def test_stopped_and_continued_is_bit_equal_to_never_stopped(
     layout: Layout, values: dict[str, Any], stop_at: int
@@ -251,28 +250,42 @@ def test_a_resume_with_other_settings_counts_on_and_keeps_its_place(layout: Layo
     assert (manifest.step, manifest.tokens, manifest.cursor.windows) == (9, 192 + 3 * 16, 24 + 3 * 2)
     assert checkpoint.of_job(layout, "child")[0].manifest.parent == parent.name
     assert ended.progress[0].val_loss == parent.manifest.losses.val_loss
-    data = Batches(layout.token_file("text", plan.data_digest, "bytes"), 8, seed=plan.settled.train.seed)
+    assert ended.progress[0].train_loss == first_loss(layout, plan, parent, seen=24)
+
+
+def first_loss(layout: Layout, plan: Plan, parent: Checkpoint, seen: int) -> Any:
+    """Of the parent's weights on the windows after the first `seen`."""
+    train = plan.settled.train
+    data = Batches(layout.token_file("text", plan.data_digest, "bytes"), train.block_size, train.seed)
     with torch.no_grad():
-        expected = state.load(layout, plan, parent, CPU).model.loss(*data.batch(24, 2)).item()
-    assert ended.progress[0].train_loss == pytest.approx(expected, rel=1e-6)
+        loss = state.load(layout, plan, parent, CPU).model.loss(*data.batch(seen, train.batch_size))
+    return pytest.approx(loss.item(), rel=1e-6)
 
 
-def test_a_resume_at_another_block_size_starts_its_own_order_and_uses_the_front_of_the_positions(
-    layout: Layout,
+@pytest.mark.parametrize(("values", "tokens_a_step"), [({"seed": 2}, 32), ({"block_size": 4}, 16)])
+def test_a_resume_in_another_order_of_the_data_begins_with_its_first_window(
+    layout: Layout, values: dict[str, int], tokens_a_step: int
 ) -> None:
     parent = attempted(layout, planned(layout, "parent")).last
-    assert tensors(layout, parent)["transformer.wpe.weight/exp_avg"][8:].count_nonzero() == 0
-    plan = planned(layout, "child", parent, steps=3, block_size=4)
+    plan = planned(layout, "child", parent, steps=3, **values)
     ended = attempted(layout, plan)
-    assert (ended.last.manifest.cursor.windows, ended.last.manifest.tokens) == (12, 192 + 3 * 16)
-    table = torch.load(layout.path(parent.name), weights_only=True)["model"]["transformer.wpe.weight"]
+    assert (ended.last.manifest.cursor.windows, ended.last.manifest.tokens) == (12, 192 + 3 * tokens_a_step)
+    assert ended.progress[0].train_loss == first_loss(layout, plan, parent, seen=0)
+
+
+def test_a_smaller_block_uses_the_front_of_the_position_table(layout: Layout) -> None:
+    parent = attempted(layout, planned(layout, "parent")).last
+    moments = tensors(layout, parent)["transformer.wpe.weight/exp_avg"]
+    assert moments[:8].count_nonzero(dim=1).min() > 0
+    assert moments[8:].count_nonzero() == 0
+    plan = planned(layout, "child", parent, steps=3, block_size=4)
     model = state.load(layout, plan, parent, CPU).model.eval()
-    assert torch.equal(model.wpe.weight, table)
+    assert torch.equal(model.wpe.weight, contents(layout, parent)["model"]["transformer.wpe.weight"])
+    data = Batches(layout.token_file("text", plan.data_digest, "bytes"), 4, seed=0)
     with torch.no_grad():
         model.wpe.weight[4:] = math.nan
-        data = Batches(layout.token_file("text", plan.data_digest, "bytes"), 4, seed=0)
         expected = model.loss(*next(data.held_out(64, rows=16))).item()
-    assert ended.progress[0].val_loss == pytest.approx(expected, rel=1e-6)
+    assert attempted(layout, plan).progress[0].val_loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_growing_the_position_table_keeps_its_rows_and_trains_the_new_ones(layout: Layout) -> None:
@@ -365,7 +378,7 @@ def test_a_finished_job_trains_no_step_more_when_its_end_was_not_recorded(layout
 
 @pytest.mark.parametrize("eval_interval", [1, 100])
 def test_a_learning_rate_that_makes_the_loss_no_number_ends_as_diverged(layout: Layout, eval_interval: int) -> None:
-    values = {"learning_rate": 10.0, "weight_decay": 10.0, "grad_clip": 0.0, "schedule": "constant"}
+    values = {"learning_rate": 10.0, "weight_decay": 10.0, "grad_clip": 0.0}
     plan = planned(
         layout, "job", steps=50, warmup_steps=0, checkpoint_interval=1, eval_interval=eval_interval, **values
     )

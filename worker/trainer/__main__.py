@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,17 +68,15 @@ def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finish
         attempt = checkpoint.read_attempt(layout, plan.job, arguments.attempt)
         start = checkpoint.read(layout, attempt.start) if attempt.start else None
     else:
-        latest = checkpoint.latest_attempt(layout, plan.job)
         start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
-        attempt = checkpoint.Attempt(
-            token=latest.token + 1 if latest else 1,
-            start=start.name if start else None,
-            start_step=start.manifest.step if start else 0,
+        attempt = checkpoint.begin_attempt(
+            layout,
+            plan.job,
+            checkpoint.latest_token(layout, plan.job) + 1,
+            start,
             worker=f"by-hand@{socket.gethostname()}",
             device=arguments.device or best_available(),
-            began_at=time.time(),
         )
-        checkpoint.open_attempt(layout, plan.job, attempt)
     device = open_device(attempt.device, plan.settled.train.precision)
     log(
         f"job {plan.job}, attempt {attempt.token}, on {attempt.device} in {device.precision}, "
