@@ -1,5 +1,7 @@
 """`gptjobs data`: text, tokens and encodings."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -32,10 +34,10 @@ def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool)
         if not source.is_file():
             raise NotFound(f"there is no file {file}")
         size = source.stat().st_size
-        with _bar(size, f"reading {source.name}") as bar:
-            digest = tokens.digest_of(source, bar.update)
-        with _bar(size, f"encoding {source.name}") as bar:
-            manifest = tokens.prepare(place.layout, source, digest, encoding, bar.update)
+        with _bar(size, f"reading {source.name}") as advance:
+            digest = tokens.digest_of(source, advance)
+        with _bar(size, f"encoding {source.name}") as advance:
+            manifest = tokens.prepare(place.layout, source, digest, encoding, advance)
         path = place.layout.token_file(dataset_name(source.name), digest, encoding)
         name = path.relative_to(place.layout.root).as_posix()
         made.append({"source": str(file), "sha256": digest, "tokens": manifest.token_count, "file": name})
@@ -45,10 +47,16 @@ def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool)
         output.as_json({"prepared": made})
 
 
-def _bar(size: int, label: str) -> "click._termui_impl.ProgressBar[int]":
-    import sys
+@contextmanager
+def _bar(size: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar over `size` bytes on a terminal; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    return click.progressbar(length=size, label=label, file=sys.stderr, hidden=not output.is_terminal())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not output.is_terminal()) as progress:
+        task = progress.add_task(label, total=size)
+        yield lambda count: progress.advance(task, count)
 
 
 @group.command("encoding", epilog="Example: gptjobs data encoding")
