@@ -213,7 +213,7 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
 
     Raises UsageError for a value out of its bounds, Refused for one that the checkpoint cannot take.
     """
-    _check_typed(overrides)
+    check(overrides)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
 
@@ -318,12 +318,12 @@ def _fit_positions(put: Any, values: dict[str, Any], origins: dict[str, str], pa
         )
 
 
-def _check_typed(overrides: Overrides) -> None:
+def check(overrides: Overrides) -> None:
     """Raise UsageError with every value that is out of its bounds, not only the first."""
     problems = []
     for name, given in overrides.items():
         if name == PRESET and given.value not in list(PRESETS):
-            problems.append(f"{given.origin}: {given.value!r} is none of {', '.join(PRESETS)}")
+            problems.append(f"--model ({given.origin}): {given.value!r} is none of {', '.join(PRESETS)}")
         problem = out_of_bounds(HYPERPARAMETERS[name], given.value) if name in HYPERPARAMETERS else None
         if problem:
             problems.append(f"{option(name)} ({given.origin}): {problem}")
@@ -335,7 +335,7 @@ def _check_together(values: Mapping[str, Any]) -> None:
     """Raise UsageError for values that do not go together."""
     width, heads = values["n_embd"], values["n_head"]
     if width % heads:
-        raise UsageError(f"a width of {width} is no multiple of {heads} heads", hint="--n-embd, --n-head")
+        raise UsageError(f"--n-embd {width} is no multiple of --n-head {heads}", hint="gptjobs submit train --help")
     low, high = values["min_learning_rate"], values["learning_rate"]
     if values["schedule"] != "constant" and low > high:
         raise UsageError(

@@ -29,9 +29,7 @@ def plan(layout: Layout, spec: JobSpec, source: Path | None = None) -> tuple[Pla
         settled = settle(spec.overrides)
     else:
         settled = settle(spec.overrides, parent=parent.manifest.settled, parent_step=parent.manifest.step)
-    if not settled.train.data:
-        raise NotFound("no data was named to train on", hint="--data FILE")
-    source = source or layout.path(settled.train.data)
+    source = source or layout.path(data_named(settled))
     digest = spec.data_digest or _digest(layout, settled, parent, source)
     if parent is not None and digest != parent.manifest.data_digest and not spec.accept_data_change:
         raise Refused(
@@ -49,6 +47,13 @@ def plan(layout: Layout, spec: JobSpec, source: Path | None = None) -> tuple[Pla
     )
     _check_data(layout, made, source)
     return made, parent
+
+
+def data_named(settled: Settled) -> str:
+    """The data's name; raises NotFound where none was given."""
+    if not settled.train.data:
+        raise NotFound("no data was named to train on", hint="--data FILE")
+    return settled.train.data
 
 
 def token_file_of(layout: Layout, made: Plan) -> Path:

@@ -34,14 +34,20 @@ return redis.call('HGET', KEYS[1], 'state')
 FINISH = (
     _HOLDER_ONLY
     + """
-redis.call('HSET', KEYS[1], 'state', ARGV[4], 'reason', ARGV[5], 'fruitless', ARGV[6], 'nonce', '')
+local state, after, reason = redis.call('HGET', KEYS[1], 'state'), ARGV[4], ARGV[5]
+if state == 'cancelling' and (after == 'queued' or after == 'paused') then
+    after, reason = 'cancelled', 'cancelled'
+elseif state == 'pausing' and after == 'queued' then
+    after, reason = 'paused', 'paused'
+end
+redis.call('HSET', KEYS[1], 'state', after, 'reason', reason, 'fruitless', ARGV[6], 'nonce', '')
 if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[7]) end
 redis.call('SREM', KEYS[3], ARGV[1])
-if ARGV[4] == 'queued' then
+if after == 'queued' then
     redis.call('HINCRBY', KEYS[1], 'serial', 1)
     redis.call('SADD', KEYS[2], ARGV[1])
 end
-return ARGV[4]
+return after
 """
 )
 

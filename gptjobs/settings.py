@@ -47,8 +47,14 @@ def load(root: Path | None = None) -> Settings:
 
 def public(url: str) -> str:
     """A URL without its password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 6379
+    except ValueError:
+        return "an address that cannot be read"
+    if not parts.hostname:
+        return "an address without a host"
+    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"
 
 
 def child_environment(settings: Settings, extra: Mapping[str, str] | None = None) -> dict[str, str]:

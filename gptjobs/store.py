@@ -100,19 +100,19 @@ class Store:
             )
         except ValueError as error:
             raise RedisUnreachable(
-                f"'{url}' is no Redis URL: {error}", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:6379/0"
+                f"the Redis URL cannot be read: {public(url)}", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:6379/0"
             ) from error
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except (redis.ConnectionError, redis.TimeoutError) as error:
+        except redis.RedisError as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> Exception:
         return RedisUnreachable(
-            f"Redis at {public(self._url)} cannot be reached: {error}",
+            f"Redis at {public(self._url)} cannot be reached or does not take the command: {error}",
             hint="gptjobs up starts one here; GPTJOBS_REDIS_URL names another",
         )
 
@@ -225,8 +225,9 @@ class LeaseStore(Store):
         answer = self._run(scripts.RENEW, [JOB + lease.job], lease.job, lease.token, lease.nonce, _json(progress))
         return _held(answer)
 
-    def finish(self, lease: Lease, outcome: Outcome, *, fruitless: int, progress: Mapping[str, Any] | None) -> None:
-        """The end of an attempt: a terminal state, paused, or queued again."""
+    def finish(self, lease: Lease, outcome: Outcome, *, fruitless: int, progress: Mapping[str, Any] | None) -> JobState:
+        """The end of an attempt: a terminal state, paused, or queued again. Returns the state after, in which a
+        request that came meanwhile is heeded."""
         answer = self._run(
             scripts.FINISH,
             [JOB + lease.job, WAITING, LEASED],
@@ -238,7 +239,7 @@ class LeaseStore(Store):
             fruitless,
             _json(progress),
         )
-        _held(answer)
+        return _held(answer)
 
     def reap(self, job: Job, reason: str) -> JobState | None:
         """Take a dead holder's lease away; None where its token or beat is not as `job` has them."""

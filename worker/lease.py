@@ -70,12 +70,10 @@ class HeldLease:
     def _renew(self) -> None:
         newest = self._progress
         try:
-            self.state = self._store.renew(self.lease, newest)
+            self._beat(newest)
         except Fenced:
             logger.warning("job %s was fenced: another attempt has its lease", self._spec.id)
             self.lost = True
-        except RecordMissing:
-            self._put_back()
         except Unreachable as error:
             self._note_offline(error)
         else:
@@ -84,12 +82,21 @@ class HeldLease:
                 self._publish(newest)
                 self._published = newest
 
+    def _beat(self, progress: Mapping[str, Any]) -> None:
+        try:
+            self.state = self._store.renew(self.lease, progress)
+        except RecordMissing:
+            self._put_back()
+
     def _put_back(self) -> None:
         """Redis was flushed. The highest attempt in the storage root, and only it, restores the record."""
-        if checkpoint.latest_token(self._layout, self._spec.id) != self.lease.token:
-            self.lost = True
-        elif self._store.put_back(self._spec, self.lease, self._worker, self._device):
-            logger.warning("job %s was missing in Redis; its record is back", self._spec.id)
+        job = self._spec.id
+        if checkpoint.latest_token(self._layout, job) != self.lease.token:
+            raise Fenced
+        if self._store.put_back(self._spec, self.lease, self._worker, self._device):
+            logger.warning("job %s was missing in Redis; its record is back", job)
+        if self._layout.cancel_file(job).exists():
+            self._store.cancel(job, "cancelled")
 
     def _note_offline(self, error: Unreachable) -> None:
         now = time.monotonic()
@@ -105,21 +112,21 @@ class HeldLease:
             logger.info("Redis answers again; job %s is still ours", self._spec.id)
             self._offline_since = None
 
-    def finish(self, outcome: Outcome, *, fruitless: int) -> bool:
-        """Tell Redis how the attempt ended, however long it takes to answer; False where it was fenced."""
+    def finish(self, outcome: Outcome, *, fruitless: int) -> JobState | None:
+        """Tell Redis how the attempt ended, however long it takes to answer. Returns the job's state after;
+        None where the lease was another's."""
         self._stop_renewing()
         began = time.monotonic()
         while time.monotonic() - began < OFFLINE_LIMIT_S:
             try:
-                self._store.finish(self.lease, outcome, fruitless=fruitless, progress=self._progress)
-                return True
+                return self._store.finish(self.lease, outcome, fruitless=fruitless, progress=self._progress)
             except Fenced:
-                return False
+                return None
             except RecordMissing:
-                self._put_back()
-                if self.lost:
-                    return False
+                self._renew()
             except Unreachable as error:
                 self._note_offline(error)
-                time.sleep(BEAT_S)
-        return False
+            if self.lost:
+                return None
+            time.sleep(BEAT_S)
+        return None

@@ -12,13 +12,13 @@ from celery import Celery
 from celery.app.task import Task
 from celery.exceptions import Ignore
 
-from gptjobs import broker, checkpoint
+from gptjobs import broker, checkpoint, record
 from gptjobs.errors import JobFailed
-from gptjobs.job import JobState
+from gptjobs.job import JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import duration
 from gptjobs.store import LeaseStore, Unreachable
-from worker.attempt import Attempt, Verdict
+from worker.attempt import Attempt
 from worker.host import Host
 from worker.lease import HeldLease
 
@@ -77,7 +77,7 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
         )
         if lease is None:
             raise Ignore
-        record = station.store.get(job)
+        found = station.store.get(job)
     except Unreachable as error:
         logger.warning("job %s was not claimed: %s", job, error)
         raise Ignore from error
@@ -86,17 +86,23 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
         broker.send_event(station.app, worker, job, "task-progress", result=in_words(progress))
 
     logger.info("job %s: attempt %d on %s", job, lease.attempt, device)
-    with HeldLease(station.store, lease, record.spec, station.layout, worker, device, publish) as held:
-        verdict = Attempt(station.layout, record, held, worker, device, station.draining).run()
-        if held.lost or not held.finish(verdict.outcome, fruitless=verdict.fruitless):
-            logger.warning("job %s: this attempt was fenced; nothing of it counts", job)
-            raise Ignore
-    logger.info("job %s: %s", job, verdict.outcome)
-    return _tell_celery(station, job, verdict)
-
-
-def _tell_celery(station: Station, job: str, verdict: Verdict) -> str:
+    with HeldLease(station.store, lease, found.spec, station.layout, worker, device, publish) as held:
+        verdict = Attempt(station.layout, found, held, worker, device, station.draining).run()
+        state = None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless)
+    if state is None:
+        logger.warning("job %s: this attempt was fenced; nothing of it counts", job)
+        raise Ignore
     outcome = verdict.outcome
+    if state is not outcome.state:
+        # a request came while the attempt ended for another reason
+        outcome = Outcome(state=state, reason=state.value)
+        if state.is_terminal:
+            record.write_outcome(station.layout, job, outcome)
+    logger.info("job %s: %s", job, outcome)
+    return _tell_celery(station, job, outcome)
+
+
+def _tell_celery(station: Station, job: str, outcome: Outcome) -> str:
     if outcome.state is JobState.FINISHED:
         return outcome.reason
     if outcome.state in (JobState.FAILED, JobState.DIVERGED):
@@ -114,9 +120,9 @@ def _tell_celery(station: Station, job: str, verdict: Verdict) -> str:
 
 def ring_again(station: Station, job: str) -> None:
     """Ring for a job that is queued again, with the serial that its record now has."""
-    record = station.store.get(job)
-    if record.state is JobState.QUEUED:
-        broker.ring(station.app, record.spec, record.serial)
+    found = station.store.get(job)
+    if found.state is JobState.QUEUED:
+        broker.ring(station.app, found.spec, found.serial)
 
 
 def in_words(progress: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
 from gptjobs.cli.place import Place, json_option, pass_place
-from gptjobs.config import Given, Plan
+from gptjobs.config import Given, Plan, check, settle
 from gptjobs.data import tokens
 from gptjobs.errors import GptjobsError, NotFound, NoWorker, Refused, UsageError
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
@@ -32,7 +32,9 @@ def _request_options(command: Any) -> Any:
     any_or_device = click.Choice([ANY, *DEVICES])
     priority = click.IntRange(0, HIGHEST_PRIORITY)
     options = (
-        click.option("--config", type=click.Path(path_type=Path), help="Hyperparameters from a TOML file."),
+        click.option(
+            "--config", type=click.Path(dir_okay=False, path_type=Path), help="Hyperparameters from a TOML file."
+        ),
         click.option("--name", help="What to call the job, besides its id."),
         click.option("--device", type=any_or_device, default=ANY, help="Where it may run.  [default: any]"),
         click.option(
@@ -107,11 +109,13 @@ def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
             f"'{options['name']}' is no name for a job",
             hint="letters, digits, dot, dash and underscore, at most 64, beginning with a letter or digit",
         )
+    overrides = said(context, place.layout, options["config"])
+    check(overrides)
     return JobSpec(
         id=new_job_id(),
         kind=kind,
         name=options["name"],
-        overrides=said(context, place.layout, options["config"]),
+        overrides=overrides,
         device=options["device"],
         priority=options["priority"],
         submitted_at=time.time(),
@@ -127,11 +131,13 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
             spec = replace(spec, parent=find_checkpoint(place.layout, spec.parent, Path.cwd()).name)
         plan, parent = planning.plan(place.layout, spec, outside)
         if parent is not None:
-            describe(place.layout.path(parent.name))
             checkpoint.verify(place.layout, parent)
+            describe(place.layout.path(parent.name))
         spec = replace(spec, data_digest=plan.data_digest)
-    elif talks:
-        output.say(f"{place.layout.root} is no storage root: the worker that takes the job checks the files")
+    else:
+        _check_without_root(spec)
+        if talks:
+            output.say(f"{place.layout.root} is no storage root: the worker that takes the job checks the files")
     if talks and plan is not None:
         output.say(_what_will_happen(plan, parent))
     if not options["dry_run"]:
@@ -139,6 +145,12 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
             _copy_into_root(place.layout, outside, plan, talks)
         _queue(place, spec, options["require_worker"], talks)
     _print_result(spec, plan, parent, options)
+
+
+def _check_without_root(spec: JobSpec) -> None:
+    """Refuse what can be seen without a file."""
+    if spec.kind == "train":
+        planning.data_named(settle(spec.overrides))
 
 
 def _named_in_root(layout: Layout, spec: JobSpec) -> tuple[JobSpec, Path | None]:

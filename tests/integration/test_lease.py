@@ -1,0 +1,275 @@
+"""The lease, against a real server: one holder at a time, tokens that only grow, and nothing lost on the way."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from gptjobs.errors import NotFound
+from gptjobs.job import JobSpec, JobState, Outcome
+from gptjobs.store import Fenced, Lease, LeaseStore, RecordMissing
+
+JOB = "3f9a00000001"
+SPEC = JobSpec(id=JOB, kind="train", submitted_at=1.0)
+FINISHED = Outcome(state=JobState.FINISHED, reason="finished")
+DRAINED = Outcome(state=JobState.QUEUED, reason="worker stopped")
+TERMINAL = (JobState.FINISHED, JobState.DIVERGED, JobState.FAILED, JobState.CANCELLED)
+
+
+@pytest.fixture
+def leases(redis_url: str) -> LeaseStore:
+    """The lease's connection, to a server with one queued job."""
+    made = LeaseStore(redis_url)
+    assert made.submit(SPEC)
+    return made
+
+
+def claim(leases: LeaseStore, serial: int = 1, floor: int = 0, nonce: str = "n1", worker: str = "a@host") -> Lease:
+    lease = leases.claim(JOB, serial, floor=floor, nonce=nonce, worker=worker, device="cpu")
+    assert lease is not None
+    return lease
+
+
+def refused(leases: LeaseStore, serial: int = 1) -> bool:
+    """Whether a ring with that serial gets no lease, and changes nothing."""
+    before = leases._redis.hgetall(f"gptjobs:job:{JOB}")
+    lease = leases.claim(JOB, serial, floor=0, nonce="late", worker="late@host", device="cpu")
+    return lease is None and leases._redis.hgetall(f"gptjobs:job:{JOB}") == before
+
+
+def brought_to(leases: LeaseStore, state: JobState) -> Lease | None:
+    """Bring the job into `state`; the lease, where it has a trainer there."""
+    if state is JobState.QUEUED:
+        return None
+    lease = claim(leases)
+    if state in (JobState.CANCELLING, JobState.CANCELLED):
+        leases.cancel(JOB, "cancelled")
+    if state.has_trainer:
+        if state is JobState.PAUSING:
+            leases._redis.hset(f"gptjobs:job:{JOB}", "state", state.value)
+        return lease
+    leases.finish(lease, Outcome(state=state, reason=state.value), fruitless=0, progress=None)
+    return None
+
+
+def test_a_claim_makes_a_queued_job_run(leases: LeaseStore) -> None:
+    lease = claim(leases, nonce="n1", worker="a@host")
+    job = leases.get(JOB)
+    assert (job.state, job.token, job.beat, job.attempt) == (JobState.RUNNING, lease.token, 0, 1)
+    assert (job.worker, job.used_device, lease.attempt) == ("a@host", "cpu", 1)
+    assert leases.waiting() == []
+    assert [each.spec.id for each in leases.leased()] == [JOB]
+
+
+@pytest.mark.parametrize("serial", [0, 2])
+def test_a_doorbell_with_another_serial_is_ignored(leases: LeaseStore, serial: int) -> None:
+    assert refused(leases, serial)
+    assert [each.spec.id for each in leases.waiting()] == [JOB]
+
+
+def test_ringing_twice_gives_one_claim(leases: LeaseStore) -> None:
+    first = claim(leases)
+    assert refused(leases)
+    assert leases.renew(first, None) is JobState.RUNNING
+
+
+@pytest.mark.parametrize("state", [each for each in JobState if each is not JobState.QUEUED])
+def test_only_a_queued_job_is_claimed(leases: LeaseStore, state: JobState) -> None:
+    brought_to(leases, state)
+    assert leases.get(JOB).state is state
+    assert refused(leases, leases.get(JOB).serial)
+
+
+def test_a_job_without_a_record_is_not_claimed(leases: LeaseStore) -> None:
+    leases._redis.flushall()
+    assert refused(leases)
+
+
+def test_of_twenty_workers_that_claim_at_once_exactly_one_wins(leases: LeaseStore, redis_url: str) -> None:
+    together = threading.Barrier(20)
+
+    def worker(number: int) -> Lease | None:
+        own = LeaseStore(redis_url)
+        own.ping()
+        together.wait(30)
+        try:
+            return own.claim(JOB, 1, floor=0, nonce=f"n{number}", worker=f"{number}@host", device="cpu")
+        finally:
+            own._redis.close()
+
+    with ThreadPoolExecutor(20) as pool:
+        won = [each for each in pool.map(worker, range(20)) if each is not None]
+    assert len(won) == 1
+    assert leases.renew(won[0], None) is JobState.RUNNING
+    assert leases.get(JOB).attempt == 1
+
+
+@pytest.mark.parametrize(("in_redis", "floor"), [(0, 0), (3, 0), (0, 7), (3, 7), (7, 3), (1000, 9)])
+def test_a_token_exceeds_that_of_redis_and_every_one_in_the_root(leases: LeaseStore, in_redis: int, floor: int) -> None:
+    leases._redis.hset(f"gptjobs:job:{JOB}", "token", in_redis)
+    assert claim(leases, floor=floor).token > max(in_redis, floor)
+
+
+@pytest.mark.parametrize("change", [{"nonce": "n2"}, {"token": 0}, {"token": 2}, {"token": 2, "nonce": "n2"}])
+def test_nobody_but_the_holder_renews_or_finishes(leases: LeaseStore, change: dict[str, object]) -> None:
+    holder = claim(leases, nonce="n1")
+    other = replace(holder, **change)
+    before = leases.get(JOB)
+    with pytest.raises(Fenced):
+        leases.renew(other, {"step": 666})
+    with pytest.raises(Fenced):
+        leases.finish(other, FINISHED, fruitless=0, progress={"step": 666})
+    assert leases.get(JOB) == before
+
+
+def test_each_renewal_is_a_beat_and_the_newest_progress_wins(leases: LeaseStore) -> None:
+    lease = claim(leases)
+    leases.renew(lease, {"step": 10, "train_loss": 6.5})
+    leases.renew(lease, {"step": 20})
+    assert (leases.get(JOB).beat, leases.get(JOB).progress) == (2, {"step": 20})
+    leases.renew(lease, None)
+    assert (leases.get(JOB).beat, leases.get(JOB).progress) == (3, {"step": 20})
+    leases.finish(lease, FINISHED, fruitless=0, progress={"step": 30})
+    assert leases.get(JOB).progress == {"step": 30}
+
+
+def test_a_renewal_tells_of_a_cancel_request(leases: LeaseStore) -> None:
+    lease = claim(leases)
+    assert leases.renew(lease, None) is JobState.RUNNING
+    assert leases.cancel(JOB, "cancelled") is JobState.CANCELLING
+    assert leases.renew(lease, None) is JobState.CANCELLING
+
+
+@pytest.mark.parametrize("state", TERMINAL)
+def test_a_finished_lease_ends_the_job(leases: LeaseStore, state: JobState) -> None:
+    lease = claim(leases)
+    leases.finish(lease, Outcome(state=state, reason="why"), fruitless=3, progress=None)
+    job = leases.get(JOB)
+    assert (job.state, job.reason, job.fruitless, job.serial) == (state, "why", 3, 1)
+    assert leases.leased() == leases.waiting() == []
+    with pytest.raises(Fenced):
+        leases.renew(lease, None)
+
+
+def test_a_drained_job_waits_under_a_new_serial(leases: LeaseStore) -> None:
+    first = claim(leases)
+    leases.finish(first, DRAINED, fruitless=0, progress=None)
+    job = leases.get(JOB)
+    assert (job.state, job.serial, job.reason) == (JobState.QUEUED, 2, "worker stopped")
+    assert [each.spec.id for each in leases.waiting()] == [JOB]
+    assert leases.leased() == []
+    assert refused(leases, 1)
+    second = claim(leases, serial=2, nonce="n2")
+    assert second.token > first.token and second.attempt == 2
+
+
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.PAUSED])
+def test_a_cancel_request_outlives_a_drain_that_comes_with_it(leases: LeaseStore, state: JobState) -> None:
+    lease = claim(leases)
+    leases.cancel(JOB, "cancelled")
+    leases.finish(lease, Outcome(state=state, reason="worker stopped"), fruitless=0, progress=None)
+    assert leases.get(JOB).state is JobState.CANCELLED
+    assert leases.waiting() == leases.leased() == []
+
+
+def test_a_fenced_holder_cannot_finish(leases: LeaseStore) -> None:
+    frozen = claim(leases)
+    assert leases.reap(leases.get(JOB), "lost a@host") is JobState.QUEUED
+    heir = claim(leases, serial=2, nonce="n2", worker="b@host")
+    with pytest.raises(Fenced):
+        leases.finish(frozen, FINISHED, fruitless=0, progress={"step": 666})
+    with pytest.raises(Fenced):
+        leases.renew(frozen, {"step": 666})
+    assert leases.renew(heir, None) is JobState.RUNNING
+    assert leases.get(JOB).progress == {}
+
+
+def test_a_reaped_lease_is_fenced_before_anybody_claims_it_again(leases: LeaseStore) -> None:
+    lease = claim(leases)
+    leases.reap(leases.get(JOB), "lost a@host")
+    with pytest.raises(Fenced):
+        leases.renew(lease, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [
+        (JobState.RUNNING, JobState.QUEUED),
+        (JobState.CANCELLING, JobState.CANCELLED),
+        (JobState.PAUSING, JobState.PAUSED),
+    ],
+)
+def test_a_reaped_job_goes_where_it_was_asked_to_go(leases: LeaseStore, state: JobState, after: JobState) -> None:
+    lease = brought_to(leases, state)
+    assert lease is not None
+    assert leases.reap(leases.get(JOB), "lost a@host") is after
+    job = leases.get(JOB)
+    assert (job.state, job.reason, job.token > lease.token) == (after, "lost a@host", True)
+    assert job.serial == (2 if after is JobState.QUEUED else 1)
+    assert leases.leased() == []
+    assert [each.spec.id for each in leases.waiting()] == ([JOB] if after is JobState.QUEUED else [])
+
+
+def test_a_beat_since_the_reaper_looked_saves_the_lease(leases: LeaseStore) -> None:
+    lease = claim(leases)
+    seen = leases.get(JOB)
+    leases.renew(lease, None)
+    assert leases.reap(seen, "lost a@host") is None
+    assert leases.renew(lease, None) is JobState.RUNNING
+
+
+def test_a_new_holder_since_the_reaper_looked_saves_the_lease(leases: LeaseStore) -> None:
+    claim(leases)
+    seen = leases.get(JOB)
+    leases.reap(seen, "lost a@host")
+    heir = claim(leases, serial=2, nonce="n2")
+    assert leases.get(JOB).beat == seen.beat
+    assert leases.reap(seen, "lost a@host") is None
+    assert leases.renew(heir, None) is JobState.RUNNING
+
+
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.PAUSED, *TERMINAL])
+def test_a_job_without_a_trainer_is_not_reaped(leases: LeaseStore, state: JobState) -> None:
+    brought_to(leases, state)
+    before = leases.get(JOB)
+    assert leases.reap(before, "lost a@host") is None
+    assert leases.get(JOB) == before
+
+
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.PAUSED])
+def test_a_waiting_job_is_cancelled_at_once(leases: LeaseStore, state: JobState) -> None:
+    brought_to(leases, state)
+    assert leases.cancel(JOB, "cancelled") is JobState.CANCELLED
+    assert leases.waiting() == []
+    assert refused(leases)
+
+
+@pytest.mark.parametrize("state", TERMINAL)
+def test_a_job_that_ended_is_not_cancelled(leases: LeaseStore, state: JobState) -> None:
+    brought_to(leases, state)
+    before = leases.get(JOB)
+    assert leases.cancel(JOB, "too late") is state
+    assert leases.get(JOB) == before
+
+
+def test_a_job_that_is_not_there_cannot_be_cancelled(leases: LeaseStore) -> None:
+    with pytest.raises(NotFound):
+        leases.cancel("nothing", "cancelled")
+    assert leases._redis.exists("gptjobs:job:nothing") == 0
+
+
+def test_a_flushed_record_is_put_back_once(leases: LeaseStore) -> None:
+    lease = claim(leases, floor=4)
+    leases._redis.flushall()
+    with pytest.raises(RecordMissing):
+        leases.renew(lease, {"step": 10})
+    with pytest.raises(RecordMissing):
+        leases.finish(lease, FINISHED, fruitless=0, progress=None)
+    assert leases.put_back(SPEC, lease, "a@host", "cpu")
+    assert not leases.put_back(SPEC, replace(lease, token=99, nonce="other"), "b@host", "cpu")
+    assert leases.renew(lease, {"step": 10}) is JobState.RUNNING
+    job = leases.get(JOB)
+    assert (job.spec, job.token, job.worker, job.progress) == (SPEC, lease.token, "a@host", {"step": 10})
+    assert [each.spec.id for each in leases.leased()] == [each.spec.id for each in leases.all()] == [JOB]
+    assert leases.reap(leases.get(JOB), "lost a@host") is JobState.QUEUED
