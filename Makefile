@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/gptjobs demo
 
 test: setup lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -rs
 
 unit: setup
 	$(BIN)/pytest -q tests/unit
