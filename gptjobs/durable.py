@@ -47,11 +47,15 @@ def write(path: Path, content: bytes, *, mode: int = 0o666) -> None:
 
 def create(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Put `content` at `path`; raises FileExistsError where something is there already."""
-    place(_write_beside(path, content, mode), path)
+    beside = _write_beside(path, content, mode)
+    try:
+        place(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def place(beside: Path, path: Path) -> None:
-    """Move a finished file to its name; raises FileExistsError, and removes it, where that is taken."""
+    """Move a finished file to its name; raises FileExistsError, and leaves it, where that is taken."""
     try:
         os.link(beside, path)
     except OSError as error:
@@ -60,8 +64,8 @@ def place(beside: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(errno.EEXIST, "taken", str(path)) from None
         beside.rename(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    else:
+        beside.unlink()
     sync_folder(path.parent)
 
 

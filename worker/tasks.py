@@ -5,6 +5,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from celery.app.task import Task
 from celery.exceptions import Ignore
 
 from gptjobs import broker, checkpoint, record
-from gptjobs.errors import JobFailed
+from gptjobs.errors import JobFailed, RedisUnreachable
 from gptjobs.job import JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import duration
@@ -120,9 +121,10 @@ def _tell_celery(station: Station, job: str, outcome: Outcome) -> str:
 
 def ring_again(station: Station, job: str) -> None:
     """Ring for a job that is queued again, with the serial that its record now has."""
-    found = station.store.get(job)
-    if found.state is JobState.QUEUED:
-        broker.ring(station.app, found.spec, found.serial)
+    with suppress(Unreachable, RedisUnreachable):  # an idle worker will ring, once Redis answers
+        found = station.store.get(job)
+        if found.state is JobState.QUEUED:
+            broker.ring(station.app, found.spec, found.serial)
 
 
 def in_words(progress: Mapping[str, Any]) -> str:

@@ -88,7 +88,9 @@ def file(layout: Layout) -> Path:
 
 def _checked(content: bytes, source: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != SHA256:
-        raise Refused(f"{source} is not the encoding {NAME}: its SHA-256 differs")
+        raise Refused(
+            f"{source} is not the encoding {NAME}: its SHA-256 differs", hint="remove it; gptjobs data encoding"
+        )
     return content
 
 

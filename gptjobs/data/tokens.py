@@ -110,7 +110,14 @@ def prepare(
         _place_unless_there(offsets_beside, final.with_suffix(".offsets"))
         _place_unless_there(tokens_beside, final)
         durable.write(final.with_suffix(".json"), durable.to_json({"schema": SCHEMA, **asdict(manifest)}))
+        for leftover in final.parent.glob(f".{final.stem}.*.tmp"):
+            leftover.unlink(missing_ok=True)  # of encoders that were killed, or that come too late
         return manifest
+    except FileNotFoundError:
+        done = read_manifest(final)
+        if done is None:
+            raise
+        return done  # another host finished first, and swept
     finally:
         tokens_beside.unlink(missing_ok=True)
         offsets_beside.unlink(missing_ok=True)
@@ -187,7 +194,7 @@ def _place_to_cut(text: bytes, *, must: bool) -> int:
     if not must:
         return 0
     at = len(text) - 1
-    while at > 0 and text[at] & 0xC0 == 0x80:
+    while at > max(0, len(text) - 4) and text[at] & 0xC0 == 0x80:
         at -= 1
     return at
 

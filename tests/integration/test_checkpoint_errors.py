@@ -72,13 +72,13 @@ def checkpoint(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("first", "'first' is no checkpoint", "first@best, first@last"),
     ],
 )
-def test_a_checkpoint_that_is_not_there(
+def test_a_checkpoint_that_is_not_there_is_not_found(
     gptjobs: Commands, checkpoint: Path, reference: str, why: str, hint: str
 ) -> None:
     assert_refused(gptjobs, gptjobs(*RESUME, reference), 4, why, hint=hint)
 
 
-def test_a_resume_of_nothing(gptjobs: Commands) -> None:
+def test_a_resume_of_nothing_is_a_usage_error(gptjobs: Commands) -> None:
     assert_refused(gptjobs, gptjobs("submit", "resume"), 2, "no checkpoint was named", hint="--from")
 
 
@@ -137,21 +137,25 @@ def test_a_malicious_checkpoint_is_refused_by_name_and_not_run(
     assert marker.exists()
 
 
-def test_a_block_that_is_larger_than_the_position_table(gptjobs: Commands, checkpoint: Path) -> None:
+def test_a_block_larger_than_the_position_table_is_refused_unless_it_may_grow(
+    gptjobs: Commands, checkpoint: Path
+) -> None:
     done = gptjobs(*RESUME, "first@2", "--block-size", "65")
     assert_refused(gptjobs, done, 3, "block size 65", "64 rows", hint="--grow-positions")
     gptjobs.ok(*RESUME, "first@2", "--block-size", "65", "--grow-positions", "--dry-run")
 
 
 @pytest.mark.parametrize("path", ["../{}", "checkpoints/../../{}", "{}"])
-def test_a_checkpoint_outside_the_root(gptjobs: Commands, checkpoint: Path, path: str) -> None:
+def test_a_checkpoint_outside_the_root_is_refused(gptjobs: Commands, checkpoint: Path, path: str) -> None:
     outside = gptjobs.layout.root.parent / checkpoint.name
     checkpoint.rename(outside)
     reference = str(outside) if path == "{}" else path.format(outside.name)
     assert_refused(gptjobs, gptjobs(*RESUME, reference), 3, "outside the storage root", hint="below checkpoints/")
 
 
-def test_other_data_than_the_checkpoint_was_trained_on(gptjobs: Commands, checkpoint: Path) -> None:
+def test_other_data_than_the_checkpoint_was_trained_on_is_refused_until_accepted(
+    gptjobs: Commands, checkpoint: Path
+) -> None:
     other = gptjobs.layout.root / "sources" / "other.md"
     other.write_text(english(9000).upper())
     done = gptjobs(*RESUME, "first@2", "--data", "sources/other.md")

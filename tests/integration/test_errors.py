@@ -46,7 +46,9 @@ def assert_refused(gptjobs: Commands, done: CompletedProcess[str], code: int, *w
         ("--n-head", "5", "768 is no multiple of --n-head 5"),
     ],
 )
-def test_a_hyperparameter_out_of_its_bounds(gptjobs: Commands, option: str, value: str, why: str) -> None:
+def test_a_hyperparameter_out_of_its_bounds_is_a_usage_error(
+    gptjobs: Commands, option: str, value: str, why: str
+) -> None:
     done = gptjobs(*TRAIN, "sources/text.md", option, value)
     assert_refused(gptjobs, done, 2, option, why, hint="submit train --help")
 
@@ -82,7 +84,7 @@ def test_what_needs_no_files_is_refused_also_without_the_root(
     ],
     ids=["empty", "short", "binary", "latin1", "missing"],
 )
-def test_data_that_nothing_can_be_trained_on(
+def test_data_that_nothing_can_be_trained_on_is_refused(
     gptjobs: Commands, content: bytes | None, code: int, why: str, hint: str
 ) -> None:
     if content is not None:
@@ -108,7 +110,7 @@ def test_data_outside_the_root_is_copied_into_it_and_that_is_said(gptjobs: Comma
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "x" * 65])
-def test_a_name_that_could_lead_out_of_a_folder(gptjobs: Commands, name: str) -> None:
+def test_a_name_that_could_lead_out_of_a_folder_is_refused(gptjobs: Commands, name: str) -> None:
     assert_refused(gptjobs, gptjobs(*TRAIN, "sources/text.md", "--name", name), 2, "no name", hint="letters, digits")
 
 
@@ -124,7 +126,7 @@ def test_a_name_that_could_lead_out_of_a_folder(gptjobs: Commands, name: str) ->
         ("batch_size: 3", "is no TOML", "batch_size = 32"),
     ],
 )
-def test_a_mistake_in_the_roots_toml_file(gptjobs: Commands, toml: str, why: str, hint: str) -> None:
+def test_a_mistake_in_the_roots_toml_file_is_explained(gptjobs: Commands, toml: str, why: str, hint: str) -> None:
     (gptjobs.layout.root / "gptjobs.toml").write_text(toml + "\n")
     data = () if "data" in toml else ("--data", "sources/text.md")
     done = gptjobs("submit", "train", "--encoding", "bytes", *data)
@@ -132,7 +134,7 @@ def test_a_mistake_in_the_roots_toml_file(gptjobs: Commands, toml: str, why: str
 
 
 @pytest.mark.parametrize(("name", "codes"), [("none.toml", {4}), ("sources", {2, 4})])
-def test_a_config_that_is_no_file(gptjobs: Commands, name: str, codes: set[int]) -> None:
+def test_a_config_that_is_no_file_is_refused(gptjobs: Commands, name: str, codes: set[int]) -> None:
     done = gptjobs(*TRAIN, "sources/text.md", "--config", name)
     assert_refused(gptjobs, done, done.returncode, name, hint=None)
     assert done.returncode in codes
@@ -149,27 +151,29 @@ def test_a_config_that_is_no_file(gptjobs: Commands, name: str, codes: set[int])
         (("lis",), "list"),
     ],
 )
-def test_a_mistyped_command_or_option(gptjobs: Commands, words: tuple[str, ...], meant: str) -> None:
+def test_a_mistyped_command_or_option_is_answered_with_the_right_one(
+    gptjobs: Commands, words: tuple[str, ...], meant: str
+) -> None:
     done = gptjobs(*words)
     assert_error(done, 2, "id you mean")
     assert meant in done.stderr.partition("id you mean")[2]
 
 
 @pytest.mark.parametrize("command", ["show", "logs", "wait", "cancel"])
-def test_a_job_that_is_not_there(gptjobs: Commands, store: Store, command: str) -> None:
+def test_a_job_that_is_not_there_is_not_found_but_one_like_it_is(gptjobs: Commands, store: Store, command: str) -> None:
     store.submit(JobSpec(id="3f9a00000001", kind="train", name="nightly", submitted_at=1.0))
     assert_error(gptjobs(command, "nigthly"), 4, "no job is called 'nigthly'", hint="did you mean nightly?")
     assert [each.state.value for each in store.all()] == ["queued"]
 
 
-def test_a_job_where_none_is_there_or_none_is_like_it(gptjobs: Commands, store: Store) -> None:
+def test_no_job_is_found_where_none_is_there_or_none_is_like_it(gptjobs: Commands, store: Store) -> None:
     assert_error(gptjobs("show", "@"), 4, "there are no jobs yet", hint="gptjobs submit train")
     store.submit(JobSpec(id="3f9a00000001", kind="train", submitted_at=1.0))
     assert_error(gptjobs("show", "zzz"), 4, "no job is called 'zzz'", hint="gptjobs list")
 
 
 @pytest.mark.parametrize("command", ["show", "cancel"])
-def test_a_prefix_that_could_be_two_jobs(gptjobs: Commands, store: Store, command: str) -> None:
+def test_a_prefix_that_could_be_two_jobs_is_neither(gptjobs: Commands, store: Store, command: str) -> None:
     for id in ("3f9a00000001", "3f9a00000002"):
         store.submit(JobSpec(id=id, kind="train", submitted_at=1.0))
     done = gptjobs(command, "3f9a")
@@ -190,7 +194,7 @@ def test_a_prefix_that_could_be_two_jobs(gptjobs: Commands, store: Store, comman
         "submit train --data sources/text.md --encoding bytes",
     ],
 )
-def test_a_server_that_is_not_there(gptjobs: Commands, command: str) -> None:
+def test_a_server_that_is_not_there_is_said_with_what_starts_one(gptjobs: Commands, command: str) -> None:
     port = _free_port()
     done = gptjobs(*command.split(), GPTJOBS_REDIS_URL=f"redis://:hunter2@127.0.0.1:{port}/0")
     assert_error(done, 5, f"Redis at redis://127.0.0.1:{port}/0 cannot be reached", hint="gptjobs up")
@@ -210,7 +214,9 @@ def test_a_server_that_is_not_there(gptjobs: Commands, command: str) -> None:
     ],
     ids=["wrong password", "no password", "no such database", "no port", "no address", "no scheme"],
 )
-def test_a_server_that_the_url_does_not_open(gptjobs: Commands, redis_url: str, url: str) -> None:
+def test_a_url_that_opens_no_server_is_an_error_that_shows_no_password(
+    gptjobs: Commands, redis_url: str, url: str
+) -> None:
     port = redis_url.rpartition(":")[2].partition("/")[0]
     done = gptjobs(*TRAIN, "sources/text.md", GPTJOBS_REDIS_URL=url.format(port=port))
     assert_error(done, 5, "Redis", hint="GPTJOBS_REDIS_URL")
@@ -230,13 +236,13 @@ def test_a_server_that_is_full_takes_no_job_and_none_is_on_record(gptjobs: Comma
 
 
 @pytest.mark.parametrize(("device", "why"), [("any", "no worker is there"), ("cuda", "no worker offers cuda")])
-def test_a_job_that_requires_a_worker_where_none_is(gptjobs: Commands, device: str, why: str) -> None:
+def test_a_job_that_requires_a_worker_is_refused_where_none_is(gptjobs: Commands, device: str, why: str) -> None:
     train = ("submit", "train", "--data", "sources/text.md", "--encoding", "bytes", "--device", device)
     assert_refused(gptjobs, gptjobs(*train, "--require-worker"), 6, why, hint="gptjobs worker start")
     assert f"note: {why}" in gptjobs(*train).stderr
 
 
-def test_a_wait_that_takes_too_long(gptjobs: Commands, store: Store) -> None:
+def test_a_wait_that_takes_too_long_ends_with_124(gptjobs: Commands, store: Store) -> None:
     store.submit(JobSpec(id="3f9a00000001", kind="train", submitted_at=1.0))
     assert_error(gptjobs("wait", "@", "--timeout", "0.2"), 124, "3f9a00000001 is still queued after 0.2 s")
     assert store.get("3f9a00000001").state.value == "queued"

@@ -235,6 +235,16 @@ def test_a_server_that_goes_away_halfway_leaves_no_job_on_record(
     assert list(gptjobs.layout.outputs.iterdir()) == []
 
 
+def test_a_job_whose_doorbell_could_not_be_rung_is_queued_and_its_id_is_printed(
+    gptjobs: Commands, store: Store, redis_url: str
+) -> None:
+    with standing_before(redis_url, lambda request: b"LPUSH" not in request) as url:
+        done = gptjobs(*TRAIN, "sources/text.md", GPTJOBS_REDIS_URL=url)
+    (job,) = store.waiting()
+    assert (done.returncode, done.stdout) == (0, f"{job.spec.id}\n"), done.stderr
+    assert job_file(gptjobs, job.spec.id) == job.spec.to_dict()
+
+
 def test_a_client_without_a_root_submits_by_names_and_writes_nothing(
     gptjobs: Commands, store: Store, tmp_path: Path
 ) -> None:
@@ -316,11 +326,11 @@ def test_a_queued_job_is_cancelled_in_the_queue_and_on_record(gptjobs: Commands,
 
 
 def test_the_soonest_job_is_taken_first_whatever_its_queue(gptjobs: Commands, redis_url: str) -> None:
-    wanted = [(1, "cpu"), (9, "any"), (0, "any"), (5, "cpu"), (9, "cpu")]
+    wanted = [(4, "cpu"), (9, "any"), (0, "any"), (5, "cpu"), (8, "cpu")]
     ids = {
         gptjobs.ok(*TRAIN, "sources/text.md", "-q", "--priority", str(priority), "--device", device): priority
         for priority, device in wanted
     }
     taken = [(ids[arguments[0]], queue) for queue, arguments in doorbells(redis_url, 5)]
-    assert [priority for priority, _ in taken] == [9, 9, 5, 1, 0]
+    assert [priority for priority, _ in taken] == [9, 8, 5, 4, 0]
     assert sorted(taken) == sorted(wanted)

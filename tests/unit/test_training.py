@@ -386,7 +386,7 @@ def test_a_learning_rate_that_makes_the_loss_no_number_ends_as_diverged(layout: 
     assert ended.finished.outcome == "diverged"
     assert ended.finished.step is not None and ended.finished.step < 50
     assert "not finite" in (ended.finished.reason or "")
-    assert f"--from {ended.last.name} --learning-rate 1" in (ended.finished.hint or "")
+    assert ended.finished.hint == "gptjobs submit resume --from job@best --learning-rate 1"
     for each in checkpoint.of_job(layout, "job"):
         assert [name for name, tensor in tensors(layout, each).items() if not tensor.isfinite().all()] == []
     names = {Path(each.name).stem for each in checkpoint.of_job(layout, "job")}

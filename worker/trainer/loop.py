@@ -144,10 +144,12 @@ def _diverged(step: int, rate: float) -> str:
     return f"loss or gradient is not finite at step {step}, learning rate {rate:.3g}"
 
 
-def _after_divergence(plan: Plan, at: TrainingState) -> str | None:
+def _after_divergence(plan: Plan, at: TrainingState) -> str:
+    """The best checkpoint, as the newest may have been written just before."""
+    smaller = f"--learning-rate {plan.settled.train.learning_rate / 10:.3g}"
     if at.newest is None:
-        return "submit it again with a smaller --learning-rate"
-    return f"gptjobs submit resume --from {at.newest} --learning-rate {plan.settled.train.learning_rate / 10:.3g}"
+        return f"submit it again with a smaller one: {smaller}"
+    return f"gptjobs submit resume --from {plan.job}@best {smaller}"
 
 
 class Meter:

@@ -9,7 +9,8 @@ import os
 import pickle
 import platform
 import time
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +164,11 @@ def _write_tensors(folder: Path, plan: Plan, state: TrainingState) -> tuple[Path
         while True:
             path = folder / checkpoint_name(plan.data_name, state.step, now)
             now += 1.0
-            if path.exists() or manifest_path(path).exists():
+            if manifest_path(path).exists():
                 continue
-            durable.place(beside, path)
-            return path, hashed.size, hashed.sha256.hexdigest()
+            with suppress(FileExistsError):
+                durable.place(beside, path)
+                return path, hashed.size, hashed.sha256.hexdigest()
     finally:
         beside.unlink(missing_ok=True)
 
@@ -204,7 +206,7 @@ def _manifest(plan: Plan, token: int, state: TrainingState, size: int, sha256: s
         token=token,
         step=state.step,
         tokens=state.tokens,
-        losses=state.losses if state.is_evaluated else replace(state.losses, val_loss=None),
+        losses=state.losses if state.is_evaluated else Losses(train_loss=state.losses.train_loss),
         cursor=Cursor(block_size=plan.settled.train.block_size, windows=state.windows),
         settled=plan.settled,
         data_name=plan.data_name,
