@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -52,8 +53,9 @@ def jobs_on_record(layout: Layout) -> list[Known]:
     """The jobs that the storage root knows."""
     found = []
     for path in layout.outputs.glob("*/job.json"):
-        spec = JobSpec.from_dict(json.loads(path.read_bytes()))
-        found.append(Known(spec.id, spec.name, spec.submitted_at))
+        with suppress(ValueError, KeyError, Refused):  # one that cannot be read hides no other job
+            spec = JobSpec.from_dict(json.loads(path.read_bytes()))
+            found.append(Known(spec.id, spec.name, spec.submitted_at))
     return found
 
 

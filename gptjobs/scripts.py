@@ -32,7 +32,11 @@ return redis.call('HGET', KEYS[1], 'state')
 
 # KEYS: job, waiting, leased. ARGV: id, token, nonce, state, reason, fruitless, progress or ''
 FINISH = (
-    _HOLDER_ONLY
+    """
+local ended = redis.call('HGET', KEYS[1], 'ended')
+if ended and string.sub(ended, 1, #ARGV[3]) == ARGV[3] then return string.sub(ended, #ARGV[3] + 2) end
+"""
+    + _HOLDER_ONLY
     + """
 local state, after, reason = redis.call('HGET', KEYS[1], 'state'), ARGV[4], ARGV[5]
 if state == 'cancelling' and (after == 'queued' or after == 'paused') then
@@ -40,7 +44,8 @@ if state == 'cancelling' and (after == 'queued' or after == 'paused') then
 elseif state == 'pausing' and after == 'queued' then
     after, reason = 'paused', 'paused'
 end
-redis.call('HSET', KEYS[1], 'state', after, 'reason', reason, 'fruitless', ARGV[6], 'nonce', '')
+redis.call('HSET', KEYS[1], 'state', after, 'reason', reason, 'fruitless', ARGV[6], 'nonce', '',
+           'ended', ARGV[3] .. ' ' .. after)
 if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[7]) end
 redis.call('SREM', KEYS[3], ARGV[1])
 if after == 'queued' then
@@ -88,10 +93,10 @@ redis.call('SADD', KEYS[3], ARGV[1])
 return 1
 """
 
-# KEYS: job, jobs, leased. ARGV: id, submitted_at, spec, token, nonce, worker, device
+# KEYS: job, jobs, leased. ARGV: id, submitted_at, spec, token, nonce, worker, device, state
 PUT_BACK = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'spec', ARGV[3], 'state', 'running', 'serial', 1, 'token', ARGV[4],
+redis.call('HSET', KEYS[1], 'spec', ARGV[3], 'state', ARGV[8], 'serial', 1, 'token', ARGV[4],
            'nonce', ARGV[5], 'beat', 0, 'attempt', 1, 'fruitless', 0, 'worker', ARGV[6], 'device', ARGV[7])
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[1])

@@ -8,6 +8,8 @@ Key schema
                                   nonce      of the lease's holder, empty without one
                                   beat       of the lease; grows with each renewal
                                   attempt    attempts so far
+                                  ended      nonce and state of the newest attempt that ended: said again, it
+                                             is answered again
                                   fruitless  crashed attempts in a row without a new checkpoint
                                   worker, device   of the newest attempt
                                   reason     why it is in its state
@@ -246,7 +248,7 @@ class LeaseStore(Store):
         answer = self._run(scripts.REAP, [JOB + job.spec.id, WAITING, LEASED], job.spec.id, job.token, job.beat, reason)
         return None if answer is None else JobState(answer)
 
-    def put_back(self, spec: JobSpec, lease: Lease, worker: str, device: str) -> bool:
+    def put_back(self, spec: JobSpec, lease: Lease, state: JobState, worker: str, device: str) -> bool:
         """After a flush, the record of a job whose holder still trains it; False where there is one."""
         return bool(
             self._run(
@@ -259,6 +261,7 @@ class LeaseStore(Store):
                 lease.nonce,
                 worker,
                 device,
+                state.value,
             )
         )
 

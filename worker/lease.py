@@ -93,10 +93,9 @@ class HeldLease:
         job = self._spec.id
         if checkpoint.latest_token(self._layout, job) != self.lease.token:
             raise Fenced
-        if self._store.put_back(self._spec, self.lease, self._worker, self._device):
+        state = JobState.CANCELLING if self._layout.cancel_file(job).exists() else JobState.RUNNING
+        if self._store.put_back(self._spec, self.lease, state, self._worker, self._device):
             logger.warning("job %s was missing in Redis; its record is back", job)
-        if self._layout.cancel_file(job).exists():
-            self._store.cancel(job, "cancelled")
 
     def _note_offline(self, error: Unreachable) -> None:
         now = time.monotonic()

@@ -15,7 +15,7 @@ from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Given, Plan, check, settle
 from gptjobs.data import tokens
-from gptjobs.errors import GptjobsError, NotFound, NoWorker, Refused, UsageError
+from gptjobs.errors import NotFound, NoWorker, RedisUnreachable, Refused, UsageError
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
 from gptjobs.layout import Layout, is_name, new_job_id
 from gptjobs.reference import find_checkpoint
@@ -140,9 +140,13 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
             output.say(f"{place.layout.root} is no storage root: the worker that takes the job checks the files")
     if talks and plan is not None:
         output.say(_what_will_happen(plan, parent))
+    if plan is not None and outside is not None:
+        target = _place_in_root(place.layout, outside, plan)
+        if talks:
+            output.say(f"{outside} lies outside the root; its copy for all hosts is {target}")
+        if not options["dry_run"]:
+            _copy(outside, target)
     if not options["dry_run"]:
-        if plan is not None and outside is not None:
-            _copy_into_root(place.layout, outside, plan, talks)
         _queue(place, spec, options["require_worker"], talks)
     _print_result(spec, plan, parent, options)
 
@@ -170,21 +174,22 @@ def _named_in_root(layout: Layout, spec: JobSpec) -> tuple[JobSpec, Path | None]
     return replace(spec, overrides={**spec.overrides, "data": Given(name, given.origin)}), outside
 
 
-def _copy_into_root(layout: Layout, outside: Path, plan: Plan, talks: bool) -> None:
-    """All hosts see the root, and only the root."""
+def _place_in_root(layout: Layout, outside: Path, plan: Plan) -> Path:
+    """Where a file from outside goes, as hosts see only the root; raises Refused where another one is."""
     target = layout.path(plan.settled.train.data)
-    if target.exists():
-        if tokens.digest_of(target) != plan.data_digest:
-            raise Refused(
-                f"{outside} lies outside the root, and another file is at {target} already",
-                hint=f"copy it to {layout.shared_data} under a name of its own",
-            )
-        return
-    if talks:
-        output.say(f"copying {outside}, outside the root, to {target}")
-    beside = durable.temporary(target)
-    shutil.copyfile(outside, beside)
-    beside.replace(target)
+    if target.exists() and tokens.digest_of(target) != plan.data_digest:
+        raise Refused(
+            f"{outside} lies outside the root, and another file is at {target} already",
+            hint=f"copy it to {layout.shared_data} under a name of its own",
+        )
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not target.exists():
+        beside = durable.temporary(target)
+        shutil.copyfile(source, beside)
+        beside.replace(target)
 
 
 def _queue(place: Place, spec: JobSpec, require_worker: bool, talks: bool) -> None:
@@ -202,10 +207,13 @@ def _queue(place: Place, spec: JobSpec, require_worker: bool, talks: bool) -> No
         record.write_request(place.layout, spec)
     try:
         place.store.submit(spec)
-    except GptjobsError:
+    except RedisUnreachable as error:
         shutil.rmtree(place.layout.job_outputs(spec.id), ignore_errors=True)
-        raise
-    broker.ring(broker.connect(place.settings.redis_url), spec, 1)
+        raise RedisUnreachable(error.message, hint="see whether it was queued all the same: gptjobs list") from error
+    try:
+        broker.ring(broker.connect(place.settings.redis_url), spec, 1)
+    except RedisUnreachable as error:
+        output.say(f"note: {error.message}; the job is queued, and an idle worker will find it")
 
 
 def _what_will_happen(plan: Plan, parent: Checkpoint | None) -> str:

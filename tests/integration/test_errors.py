@@ -98,7 +98,7 @@ def test_data_outside_the_root_is_copied_into_it_and_that_is_said(gptjobs: Comma
     assert gptjobs(*TRAIN, "../book.md", "--dry-run").returncode == 0
     assert not inside.exists()
     done = gptjobs(*TRAIN, "../book.md")
-    assert f"copying ../book.md, outside the root, to {inside}" in done.stderr
+    assert f"../book.md lies outside the root; its copy for all hosts is {inside}" in done.stderr
     assert inside.read_text() == outside.read_text()
     assert store.find("@").spec.overrides["data"] == Given("shared_data/book.md", "--data")
     assert "copying" not in gptjobs(*TRAIN, str(outside)).stderr

@@ -266,10 +266,20 @@ def test_a_flushed_record_is_put_back_once(leases: LeaseStore) -> None:
         leases.renew(lease, {"step": 10})
     with pytest.raises(RecordMissing):
         leases.finish(lease, FINISHED, fruitless=0, progress=None)
-    assert leases.put_back(SPEC, lease, "a@host", "cpu")
-    assert not leases.put_back(SPEC, replace(lease, token=99, nonce="other"), "b@host", "cpu")
+    assert leases.put_back(SPEC, lease, JobState.RUNNING, "a@host", "cpu")
+    assert not leases.put_back(SPEC, replace(lease, token=99, nonce="other"), JobState.RUNNING, "b@host", "cpu")
     assert leases.renew(lease, {"step": 10}) is JobState.RUNNING
     job = leases.get(JOB)
     assert (job.spec, job.token, job.worker, job.progress) == (SPEC, lease.token, "a@host", {"step": 10})
     assert [each.spec.id for each in leases.leased()] == [each.spec.id for each in leases.all()] == [JOB]
     assert leases.reap(leases.get(JOB), "lost a@host") is JobState.QUEUED
+
+
+def test_an_end_whose_answer_was_lost_is_said_again_and_stands(leases: LeaseStore) -> None:
+    lease = claim(leases)
+    back = Outcome(state=JobState.QUEUED, reason="worker stopped")
+    assert leases.finish(lease, back, fruitless=0, progress=None) is JobState.QUEUED
+    assert leases.finish(lease, back, fruitless=0, progress=None) is JobState.QUEUED
+    heir = claim(leases, serial=2, nonce="n2", worker="b@host")
+    assert leases.finish(lease, back, fruitless=0, progress=None) is JobState.QUEUED
+    assert leases.renew(heir, None) is JobState.RUNNING
