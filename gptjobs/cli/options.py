@@ -51,7 +51,9 @@ def _option(name: str, each: "Field[Any]", variable: str | None, resume: bool) -
         type_: Any = click.Choice(bounds["choices"])
     else:
         type_ = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}[kind]
-    default = "the checkpoint's" if resume and name not in ("steps", "grow_positions") else each.default
+    default = each.default
+    if resume:
+        default = f"what was left, or {each.default}" if name == "steps" else ""  # the checkpoint's, says the help
     shown = "" if default in ("", False) else f"  [default: {default}]"
     names = [option(name)]
     return click.option(

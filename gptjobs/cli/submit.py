@@ -87,10 +87,10 @@ def train(context: click.Context, place: Place, /, **values: Any) -> None:
 def resume(context: click.Context, place: Place, /, **values: Any) -> None:
     """Go on from a checkpoint, with what you change and nothing else changed.
 
-    What continues, what changes and what resets is printed before anything is queued. A learning rate given
-    without a schedule means a constant one. Values come from gptjobs.toml in the root, --config, the
-    environment (CHECKPOINT_PATH, BATCH_SIZE, BLOCK_SIZE, LEARNING_RATE, RESUME_STEPS,
-    TRAINING_DATA_SOURCE), then options.
+    What continues, what changes and what resets is printed before anything is queued. Values that you leave
+    out are the checkpoint's; a learning rate given without a schedule means a constant one. Values come from
+    gptjobs.toml in the root, --config, the environment (CHECKPOINT_PATH, BATCH_SIZE, BLOCK_SIZE,
+    LEARNING_RATE, RESUME_STEPS, TRAINING_DATA_SOURCE), then options.
     """
     if not values["parent"]:
         raise UsageError("no checkpoint was named", hint="--from JOB@last; gptjobs checkpoints list")
