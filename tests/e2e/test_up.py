@@ -131,7 +131,9 @@ def test_flower_shows_progress_behind_a_password(root: Root) -> None:
     assert "seen" in shown["args"]
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"http://{address}/api/tasks", timeout=10)
+    assert shown["state"] == "STARTED"
     root.run("cancel", job)
+    eventually(lambda: task().get("state") == "REVOKED")
 
 
 def test_the_demo_trains_resumes_and_stops_what_it_started(tmp_path: Path) -> None:
