@@ -220,8 +220,12 @@ def begin_attempt(
 
 
 def read_attempt(layout: Layout, job: str, token: int) -> Attempt:
-    record = json.loads(layout.attempt_file(job, token).read_bytes())
-    return Attempt(**known(Attempt.__dataclass_fields__, record))
+    """Raises Refused for a file that cannot be read."""
+    path = layout.attempt_file(job, token)
+    try:
+        return Attempt(**known(Attempt.__dataclass_fields__, json.loads(path.read_bytes())))
+    except (ValueError, TypeError) as error:
+        raise Refused(f"the attempt {path} cannot be read: {error}") from error
 
 
 def attempts(layout: Layout, job: str) -> list[Attempt]:

@@ -30,8 +30,10 @@ def _hyper(
     above: float | None = None,
     choices: tuple[str, ...] = (),
     metavar: str | None = None,
+    shown: str | None = None,
 ) -> Any:
-    """A hyperparameter; `low` and `high` belong to the range, `above` does not."""
+    """A hyperparameter; `low` and `high` belong to the range, `above` does not; `shown` is said of a default
+    that follows from other values."""
     return field(
         default=default,
         metadata={
@@ -41,6 +43,7 @@ def _hyper(
             "above": above,
             "choices": choices,
             "metavar": metavar,
+            "shown": shown,
         },
     )
 
@@ -83,7 +86,9 @@ class TrainConfig:
     decay_steps: int = _hyper(
         0, "Steps from the schedule's start to its lowest rate. 0: to the job's end.", low=0, high=10**9
     )
-    min_learning_rate: float = _hyper(0.0, "The rate that cosine and linear end at.", low=0.0, high=10.0)
+    min_learning_rate: float = _hyper(
+        0.0, "The rate that cosine and linear end at.", low=0.0, high=10.0, shown="a tenth of the peak"
+    )
     schedule_start: int = _hyper(0, "The step that the schedule counts from.", low=0, high=10**9)
     weight_decay: float = _hyper(0.1, "AdamW's decay, on matrices only.", low=0.0, high=10.0)
     beta1: float = _hyper(0.9, "AdamW's decay of the gradient's mean.", low=0.0, high=0.999999)
@@ -120,6 +125,7 @@ class TrainConfig:
         return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * left
 
 
+_KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 _SCHEDULE_FIELDS = ("schedule", "warmup_steps", "decay_steps", "min_learning_rate", "schedule_start")
 MODEL_FIELDS = {each.name: each for each in fields(ModelConfig)}
 TRAIN_FIELDS = {each.name: each for each in fields(TrainConfig)}
@@ -239,6 +245,8 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
         if name in values:
             whole = type(given.value) is int and type(values[name]) is float
             put(name, float(given.value) if whole else given.value, given.origin)
+    if origins["min_learning_rate"] == "default":
+        put("min_learning_rate", values["learning_rate"] / 10, "a tenth of the peak")
     _check_together(values)
     put("vocab_size", VOCABULARY[values["encoding"]], f"encoding {values['encoding']}")
     if values["decay_steps"] == 0:
@@ -251,10 +259,12 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
         start_step=parent_step,
         origins=origins,
     )
-    if settled.train.learning_rate_at(parent_step) == 0.0:
+    if settled.train.learning_rate_at(settled.end_step - 1) == 0.0:
+        ended = settled.train.schedule_start + settled.train.decay_steps
         raise Refused(
-            f"the checkpoint's {settled.train.schedule} schedule has ended: the learning rate would be 0",
-            hint="--learning-rate for a constant one, or --schedule to begin one here",
+            f"the {settled.train.schedule} schedule ends at step {ended}, the job at {settled.end_step}: between them "
+            "the learning rate would be 0",
+            hint="--learning-rate for a constant one, --schedule to begin one here, or fewer --steps",
         )
     return settled
 
@@ -273,12 +283,13 @@ def _put_schedule_of_resume(put: Any, overrides: Overrides, step: int) -> None:
     said = [name for name in _SCHEDULE_FIELDS if name in overrides]
     if not said and "learning_rate" not in overrides:
         return
-    why = "a learning rate was given and no schedule" if not said else "the schedule starts anew"
+    why = "a rate was given, no schedule" if not said else "the schedule starts anew"
     if "schedule" not in overrides and "learning_rate" in overrides:
         put("schedule", "constant", why)
     put("schedule_start", step, why)
     put("warmup_steps", 0, why)
     put("decay_steps", 0, why)
+    put("min_learning_rate", 0.0, "default")
 
 
 def _refuse_another_shape(parent: Settled, overrides: Overrides) -> None:
@@ -323,12 +334,16 @@ def check(overrides: Overrides) -> None:
     problems = []
     for name, given in overrides.items():
         if name == PRESET and given.value not in list(PRESETS):
-            problems.append(f"--model ({given.origin}): {given.value!r} is none of {', '.join(PRESETS)}")
+            problems.append(f"{_said_by('model', given)}: {given.value!r} is none of {', '.join(PRESETS)}")
         problem = out_of_bounds(HYPERPARAMETERS[name], given.value) if name in HYPERPARAMETERS else None
         if problem:
-            problems.append(f"{option(name)} ({given.origin}): {problem}")
+            problems.append(f"{_said_by(name, given)}: {problem}")
     if problems:
         raise UsageError("; ".join(problems), hint="gptjobs submit train --help lists them")
+
+
+def _said_by(name: str, given: Given) -> str:
+    return option(name) if given.origin == option(name) else f"{option(name)} ({given.origin})"
 
 
 def _check_together(values: Mapping[str, Any]) -> None:
@@ -347,7 +362,7 @@ def out_of_bounds(each: "Field[Any]", value: Any) -> str | None:
     """What is wrong with `value` for this hyperparameter, or None."""
     kind = type(each.default)
     if type(value) is not kind and not (kind is float and type(value) is int):
-        return f"{value!r} is no {kind.__name__}"
+        return f"{value!r} is no {_KINDS[kind]}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is no finite number"
     bounds = each.metadata

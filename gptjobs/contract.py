@@ -8,7 +8,7 @@ from gptjobs.checkpoint import Checkpoint
 from gptjobs.config import Plan
 
 # they follow from the others, which the contract shows
-_DERIVED = ("decay_steps", "schedule_start", "steps", "grow_positions")
+_DERIVED = ("decay_steps", "min_learning_rate", "schedule_start", "steps", "grow_positions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ def contract(plan: Plan, parent: Checkpoint) -> Contract:
     else:
         continues.append(f"the place in the data, after {manifest.cursor.windows:,} windows")
     if old.schedule_start != new.schedule_start or old.schedule != new.schedule:
-        resets.append(f"the schedule: {_schedule(plan)}")
+        resets.append(f"the schedule: {schedule_in_words(plan)}")
     else:
-        continues.append(f"the schedule: {_schedule(plan)}")
+        continues.append(f"the schedule: {schedule_in_words(plan)}")
     return Contract(
         parent=parent.name,
         step=settled.start_step,
@@ -83,7 +83,7 @@ def _losses(parent: Checkpoint) -> str:
     return f"validation loss {losses.val_loss:.4f} at context {losses.eval_context}"
 
 
-def _schedule(plan: Plan) -> str:
+def schedule_in_words(plan: Plan) -> str:
     train = plan.settled.train
     warmup = f" after {train.warmup_steps} steps of warm-up" if train.warmup_steps else ""
     if train.schedule == "constant":
@@ -109,7 +109,7 @@ def in_words(made: Contract) -> str:
     if made.resets:
         lines.append("RESETS")
         lines += [f"  {each}" for each in made.resets]
-    lines.append(f"LEARNING RATE at step {made.step}: {made.rate_before:.3g} before, {made.rate_after:.3g} after")
+    lines.append(f"LEARNING RATE of the first update: {made.rate_before:.3g} before, {made.rate_after:.3g} after")
     return "\n".join(lines)
 
 

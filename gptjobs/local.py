@@ -36,6 +36,8 @@ WORKER_STOP_LIMIT_S = 330.0
 """a trainer may take long over its last checkpoint"""
 STOP_LIMIT_S = 15.0
 RESTART_AFTER_S = 1.0
+QUICK_END_S = 15.0
+QUICK_ENDS = 3
 _OWNER_ONLY = 0o600
 
 Say = Callable[[str, str], None]
@@ -47,9 +49,11 @@ class Child:
 
     def __init__(self, name: str, command: list[str], environment: dict[str, str], say: Say) -> None:
         self.name, self._command, self._environment, self._say = name, command, environment, say
+        self._quick_ends = 0
         self.start()
 
     def start(self) -> None:
+        self._started_at = time.monotonic()
         self.process = subprocess.Popen(
             self._command,
             env=self._environment,
@@ -63,6 +67,14 @@ class Child:
     def _show(self, lines: IO[bytes]) -> None:
         for line in lines:
             self._say(self.name, line.decode(errors="replace").rstrip())
+
+    def count_end(self) -> None:
+        """Give up on a child that ends soon after each start."""
+        was_quick = time.monotonic() - self._started_at < QUICK_END_S
+        self._quick_ends = self._quick_ends + 1 if was_quick else 0
+        if self._quick_ends >= QUICK_ENDS:
+            code = self.process.returncode
+            raise GptjobsError(f"{self.name} keeps ending right after its start, with {code}", hint="its log is above")
 
     @property
     def has_ended(self) -> bool:
@@ -134,10 +146,11 @@ class Stack:
             self._lock.close()
 
     def watch(self, stop: threading.Event) -> None:
-        """Until `stop`: start again what ended."""
+        """Until `stop`: start again what ended. Raises GptjobsError for what ends right after each start."""
         while not stop.wait(RESTART_AFTER_S):
             for child in self._children:
                 if child.has_ended:
+                    child.count_end()
                     self.say("up", f"{child.name} ended with {child.process.returncode}; starting it again")
                     child.start()
 
@@ -201,7 +214,10 @@ class Stack:
         if importlib.util.find_spec("flower") is None:
             self.say("up", "no Flower here: it is not installed (pip install 'gptjobs[local]')")
             return
-        port = self.flower_port if _is_free(self.flower_port) else _free_port()
+        port = self.flower_port
+        if not _is_free(port):
+            port = _free_port()
+            self.say("up", f"port {self.flower_port} is taken; Flower takes {port}")
         file = self.settings.flower_auth_file
         if not file.is_file():
             durable.write(file, f"gptjobs:{secrets.token_urlsafe(12)}".encode(), mode=_OWNER_ONLY)

@@ -9,7 +9,7 @@ from pathlib import Path
 from gptjobs.checkpoint import GOOD, Checkpoint
 from gptjobs.config import BYTES, HELD_OUT_PART, Plan, Settled, settle
 from gptjobs.data import encoding, tokens
-from gptjobs.errors import NotFound, Refused
+from gptjobs.errors import NotFound, Refused, UsageError
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout, dataset_name
 from gptjobs.reference import find_checkpoint
@@ -50,9 +50,9 @@ def plan(layout: Layout, spec: JobSpec, source: Path | None = None) -> tuple[Pla
 
 
 def data_named(settled: Settled) -> str:
-    """The data's name; raises NotFound where none was given."""
+    """The data's name; raises UsageError where none was given."""
     if not settled.train.data:
-        raise NotFound("no data was named to train on", hint="--data FILE")
+        raise UsageError("no data was named to train on", hint="--data FILE")
     return settled.train.data
 
 

@@ -80,7 +80,7 @@ def find_checkpoint(layout: Layout, reference: str, folder: Path | None = None) 
         raise NotFound(f"there is no checkpoint {reference}", hint="gptjobs checkpoints list")
     raise NotFound(
         f"'{reference}' is no checkpoint",
-        hint=f"a path, or {reference}@best, {reference}@last, {reference}@1500",
+        hint=f"a path, {reference}@best, {reference}@last or {reference}@STEP",
     )
 
 

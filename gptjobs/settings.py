@@ -66,6 +66,11 @@ def environment_with(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+def no_colour() -> bool:
+    """Whether the user wants none (no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
 def tiktoken_cache_folder() -> Path | None:
     """Where tiktoken keeps downloaded encodings, if the user told it so."""
     folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")

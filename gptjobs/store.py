@@ -113,9 +113,16 @@ class Store:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> Exception:
+        at = f"Redis at {public(self._url)}"
+        if isinstance(error, redis.AuthenticationError) or "NOAUTH" in str(error):
+            return RedisUnreachable(
+                f"{at} refuses the password", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:PORT/0"
+            )
+        if isinstance(error, redis.ResponseError):
+            return RedisUnreachable(f"{at} does not take the command: {error}", hint="see GPTJOBS_REDIS_URL")
         return RedisUnreachable(
-            f"Redis at {public(self._url)} cannot be reached or does not take the command: {error}",
-            hint="gptjobs up starts one here; GPTJOBS_REDIS_URL names another",
+            f"{at} does not answer: {error}",
+            hint="gptjobs up starts one, in the storage root (--root); GPTJOBS_REDIS_URL names another",
         )
 
     def _run(self, script: str, keys: list[str], *arguments: Any) -> Any:

@@ -4,12 +4,15 @@ A first SIGTERM drains: running jobs checkpoint and go back to the queue.
 """
 
 import argparse
+import itertools
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
+from types import FrameType
 
 from celery import signals
 from celery.platforms import SecurityWarning
@@ -17,11 +20,12 @@ from celery.platforms import SecurityWarning
 from gptjobs import broker, settings
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
-from gptjobs.store import LeaseStore
+from gptjobs.store import LeaseStore, Unreachable
 from worker.host import this_host
 from worker.rescue import Rescue
 from worker.tasks import Station, register
 
+CTRL_C = 130
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -34,14 +38,15 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     warnings.simplefilter("ignore", SecurityWarning)  # that it runs as root: in a container it may
-    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
     where = settings.load()
     layout = Layout(where.root)
     try:
-        host = this_host(arguments.name, arguments.device, arguments.slots)
-        layout.make()
         store = LeaseStore(where.redis_url)
+        host = this_host(_free_name(arguments.name, store), arguments.device, arguments.slots)
+        layout.make()
     except GptjobsError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
@@ -51,6 +56,10 @@ def main() -> int:
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def drain(**event: object) -> None:
         station.draining.set()
+
+    @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
+    def take_ctrl_c(**event: object) -> None:
+        signal.signal(signal.SIGINT, _drain_at_ctrl_c)
 
     threading.excepthook = _drain_after_a_fault
     if arguments.leash:
@@ -84,6 +93,24 @@ def _drain_when_input_ends() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="leash", daemon=True).start()
+
+
+def _free_name(name: str, store: LeaseStore) -> str:
+    """`name`, or `name-2` and so on where workers of this host have it."""
+    try:
+        taken = {each.name for each in store.workers()}
+    except Unreachable:
+        return name
+    host = socket.gethostname()
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(each for each in names if f"{each}@{host}" not in taken)
+
+
+def _drain_at_ctrl_c(number: int, frame: FrameType | None) -> None:
+    """A first one drains, as SIGTERM does; a second one is immediate, and the leash ends the trainers."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(CTRL_C))
+    logging.info("stopping: running jobs write a checkpoint and go back to the queue; again stops at once")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _drain_after_a_fault(fault: threading.ExceptHookArgs) -> None:

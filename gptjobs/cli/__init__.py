@@ -17,7 +17,10 @@ CTRL_C = 130
 
 
 class Commands(click.Group):
-    """A group that says what a mistyped command may have meant."""
+    """A group that lists its commands in the order of work, and says what a mistyped one may have meant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -40,7 +43,9 @@ def gptjobs(context: click.Context, root: Path | None) -> None:
     """A job queue for GPT-2 training runs, whose workers know what a training run is.
 
     Start here: `gptjobs up` in a folder of its own, then `gptjobs submit train --help` in another terminal.
+    Redis is that of the root's own `gptjobs up`, unless GPTJOBS_REDIS_URL names one.
     """
+    context.color = False if settings.no_colour() else None
     context.obj = Place(settings.load(root))
 
 
@@ -62,13 +67,10 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         code = gptjobs.main(args=arguments, prog_name="gptjobs", standalone_mode=False)
     except GptjobsError as error:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
-        if error.hint:
-            click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)
-        code = error.exit_code
+        code = _say(error.message, error.hint, error.exit_code)
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "gptjobs"
+        code = _say(error.format_message(), f"{where} --help", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = CTRL_C
     except BrokenPipeError:
@@ -76,3 +78,12 @@ def main(arguments: list[str] | None = None) -> Any:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(message: str, hint: str | None, code: int) -> int:
+    """An error: what happened and what to type."""
+    colour = False if settings.no_colour() else None
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True, color=colour)
+    if hint:
+        click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True, color=colour)
+    return code

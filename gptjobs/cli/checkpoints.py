@@ -31,10 +31,11 @@ def list_checkpoints(place: Place, job: str | None, as_json: bool) -> None:
     if not found:
         output.say("no checkpoints yet")
         return
-    names = {each.id: each.name or each.id for each in jobs}
+    names = {each.name: each.id for each in jobs if each.name}  # the newest of a name has it
+    called = {id: name for name, id in names.items()}
     output.table(
         ("REFERENCE", "STEP", "TOKENS", "TRAIN", "VAL", "CONTEXT", "SIZE", "STATUS"),
-        [_row(each, names[each.manifest.job]) for each in found],
+        [_row(each, called.get(each.manifest.job, each.manifest.job)) for each in found],
         right=(1, 2, 3, 4, 5, 6),
     )
 

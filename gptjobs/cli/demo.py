@@ -21,15 +21,15 @@ LIMIT_S = 600.0
 LOOK_S = 1.0
 TEXT = "sources/python_topics.md"
 TRAIN = (
-    "submit", "train", "--model", "nano", "--data", TEXT, "--name", "first", "--steps", "300",
+    "submit", "train", "--model", "nano", "--data", TEXT, "--name", "first", "--steps", "200",
     "--batch-size", "8", "--block-size", "128", "--learning-rate", "2e-3", "--warmup-steps", "20",
     "--checkpoint-interval", "100", "--eval-interval", "100", "--eval-tokens", "8192",
 )  # fmt: skip
 RESUME = (
-    "submit", "resume", "--from", "first@200", "--name", "second", "--steps", "200", "--batch-size", "32",
+    "submit", "resume", "--from", "first@100", "--name", "second", "--steps", "150", "--batch-size", "32",
     "--block-size", "64", "--learning-rate", "1e-3",
 )  # fmt: skip
-RESUMED_STEPS = (200, 400)
+RESUMED_STEPS = (100, 250)
 
 
 @click.command(epilog="Example: gptjobs demo --dir /tmp/demo")
@@ -37,7 +37,7 @@ RESUMED_STEPS = (200, 400)
               help="Where its storage root is made.  [default: demo]")  # fmt: skip
 @pass_place
 def demo(place: Place, folder: Path) -> None:
-    """Train a small GPT on this machine, then resume it with other hyperparameters; about two minutes.
+    """Train a small GPT here and resume it; about a minute.
 
     Starts a server, a worker and Flower of its own, and stops them at the end.
     """

@@ -37,19 +37,18 @@ def list_jobs(place: Place, states: tuple[str, ...], limit: int | None, as_json:
         output.say("no jobs yet; gptjobs submit train --help" if not states else "no such jobs")
         return
     output.table(
-        ("ID", "NAME", "KIND", "STATE", "STEP", "TRAIN", "VAL", "TOKENS/S", "LEFT", "DEVICE"),
+        ("ID", "NAME", "STATE", "STEP", "TRAIN", "VAL", "TOKENS/S", "LEFT", "DEVICE"),
         [_row(each) for each in jobs],
-        right=(4, 5, 6, 7, 8),
+        right=(3, 4, 5, 6, 7),
     )
 
 
 def _row(job: Job) -> tuple[str, ...]:
     shown = job.to_dict()
-    step = "-" if shown["step"] is None else f"{shown['step']}/{shown['end_step']}"
+    step = shown["stage"] or "-" if shown["step"] is None else f"{shown['step']}/{shown['end_step']}"
     return (
         shown["id"],
         shown["name"] or "-",
-        shown["kind"],
         output.coloured(job.state),
         step,
         output.number(shown["train_loss"], ".4f"),
@@ -65,7 +64,7 @@ def _row(job: Job) -> tuple[str, ...]:
 @json_option
 @pass_place
 def show(place: Place, job: str, as_json: bool) -> None:
-    """One job: its state, progress, config with origins, contract, checkpoints."""
+    """One job: state, progress, contract, config with origins, checkpoints."""
     found = place.store.find(job)
     plan = record.read_plan(place.layout, found.spec.id)
     parent = checkpoint.read(place.layout, plan.parent) if plan and plan.parent else None
@@ -139,6 +138,8 @@ def logs(place: Place, job: str, follow: bool, lines: int | None) -> None:
     """What a job's trainer said, over all its attempts. Ctrl-C detaches; it never stops the job."""
     found = place.store.find(job)
     shown = _show_log(place, found.spec.id, {}, lines)
+    if follow and not shown:
+        output.say(f"no log yet: the job is {found.state}")
     while follow:
         state = place.store.get(found.spec.id).state
         shown = _show_log(place, found.spec.id, shown, None)
@@ -147,7 +148,8 @@ def logs(place: Place, job: str, follow: bool, lines: int | None) -> None:
             return
         time.sleep(POLL_S)
     if not shown:
-        output.say(f"no log yet: the job is {found.state}")
+        where = "" if place.layout.is_there else f"; logs lie in the storage root, which {place.layout.root} is not"
+        output.say(f"no log: the job is {found.state}{where}")
 
 
 def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -> dict[str, int]:
@@ -217,7 +219,7 @@ def cancel(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:
             record.write_outcome(place.layout, id, Outcome(state=state, reason="cancelled"))
         states[id] = state.value
         if not as_json:
-            last = " after a checkpoint" if state is JobState.CANCELLING else ""
+            last = ": it writes a checkpoint first" if state is JobState.CANCELLING else ""
             output.result(f"{id}  {output.coloured(state)}{last}")
     if as_json:
         output.as_json({"jobs": states})

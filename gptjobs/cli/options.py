@@ -51,10 +51,10 @@ def _option(name: str, each: "Field[Any]", variable: str | None, resume: bool) -
         type_: Any = click.Choice(bounds["choices"])
     else:
         type_ = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}[kind]
-    default = each.default
+    default = bounds["shown"] or each.default
     if resume:
         default = f"what was left, or {each.default}" if name == "steps" else ""  # the checkpoint's, says the help
-    shown = "" if default in ("", False) else f"  [default: {default}]"
+    shown = "" if default == "" or default is False else f"  [default: {default}]"
     names = [option(name)]
     return click.option(
         *names,
@@ -107,4 +107,7 @@ def _from_file(path: Path) -> dict[str, Given]:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else "names as in the options, with underscores"
             raise UsageError(f"{path}: there is no hyperparameter '{name}'", hint=hint)
+    tables = [name for name, value in values.items() if isinstance(value, dict)]
+    if tables:
+        raise UsageError(f"{path}: [{tables[0]}] is a table", hint="one line a value, with no tables")
     return {name: Given(value, path.name) for name, value in values.items()}

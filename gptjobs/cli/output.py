@@ -34,7 +34,7 @@ def as_json(content: dict[str, Any]) -> None:
 
 
 def coloured(state: JobState) -> str:
-    """The state, in colour on a terminal (and not where NO_COLOR is set: click sees to that)."""
+    """The state, in colour on a terminal; click takes the colour away elsewhere."""
     return click.style(state.value, fg=_COLOURS.get(state))
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gptjobs.errors import NotFound
 from gptjobs.layout import Layout
 from gptjobs.settings import Settings
 
@@ -19,6 +20,8 @@ class Place:
 
     @cached_property
     def layout(self) -> Layout:
+        if not self.settings.root.is_dir():
+            raise NotFound(f"there is no folder {self.settings.root}", hint="--root; gptjobs --root DIR up makes it")
         return Layout(self.settings.root)
 
     @cached_property

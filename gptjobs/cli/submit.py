@@ -1,5 +1,6 @@
 """`gptjobs submit`: train and resume jobs."""
 
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -109,6 +110,8 @@ def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
             f"'{options['name']}' is no name for a job",
             hint="letters, digits, dot, dash and underscore, at most 64, beginning with a letter or digit",
         )
+    if re.fullmatch(r"[0-9]+|[0-9a-f]{12}", options["name"] or ""):
+        raise UsageError(f"'{options['name']}' looks like a step or a job's id", hint="a name with other letters")
     overrides = said(context, place.layout, options["config"])
     check(overrides)
     return JobSpec(
@@ -166,7 +169,7 @@ def _named_in_root(layout: Layout, spec: JobSpec) -> tuple[JobSpec, Path | None]
     typed = Path(given.value)
     path = next((each for each in (typed, layout.root / typed) if each.is_file()), None)
     if path is None:
-        raise NotFound(f"there is no data file {typed}", hint="--data FILE")
+        raise NotFound(f"there is no data file {typed}", hint="it is looked for here and in the storage root")
     name = layout.inside(path)
     outside = path if name is None else None
     if name is None:
@@ -220,11 +223,14 @@ def _what_will_happen(plan: Plan, parent: Checkpoint | None) -> str:
     if parent is not None:
         return contract.in_words(contract.contract(plan, parent))
     train, model = plan.settled.train, plan.settled.model
-    return (
-        f"train {model.n_layer} layers, {model.n_head} heads, width {model.n_embd} from scratch on {train.data}\n"
-        f"      {train.steps} steps of {train.batch_size} × {train.block_size} {train.encoding} tokens, "
-        f"{train.schedule} learning rate {train.learning_rate:g}"
-    )
+    lines = [
+        f"train {model.n_layer} layers, {model.n_head} heads, width {model.n_embd} from scratch on {train.data}",
+        f"      {train.steps:,} steps of {train.batch_size} × {train.block_size} tokens ({train.encoding})",
+        f"      learning rate {contract.schedule_in_words(plan)}",
+    ]
+    if train.warmup_steps >= train.steps:
+        lines.append(f"note: the warm-up of {train.warmup_steps} steps is as long as the job: --warmup-steps")
+    return "\n".join(lines)
 
 
 def _print_result(spec: JobSpec, plan: Plan | None, parent: Checkpoint | None, options: dict[str, Any]) -> None:

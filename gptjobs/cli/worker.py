@@ -17,7 +17,7 @@ def group() -> None:
 
 
 @group.command(epilog="Example: gptjobs worker start --device cpu --name mac")
-@click.option("--name", default="worker", help="A host's workers each need a name.  [default: worker]")
+@click.option("--name", default="worker", help="Numbered where it is taken.  [default: worker]")
 @click.option("--device", type=click.Choice(DEVICES), help="[default: the best one here]")
 @click.option("--slots", type=click.IntRange(1), help="Jobs at once, on CPU and Metal.  [default: 1]")
 @pass_place

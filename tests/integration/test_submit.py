@@ -147,7 +147,7 @@ def test_json_has_the_id_the_config_and_the_contract(gptjobs: Commands, store: S
     assert (said["schema"], said["id"], said["name"]) == (1, store.find("second").spec.id, "second")
     assert said["config"]["start_step"] == 2
     assert said["contract"]["step"] == 2
-    assert (said["contract"]["rate_before"], said["contract"]["rate_after"]) == (pytest.approx(4.5e-4), 1e-4)
+    assert (said["contract"]["rate_before"], said["contract"]["rate_after"]) == (pytest.approx(4.65e-4), 1e-4)
     assert done.stderr == ""
 
 
@@ -157,7 +157,7 @@ def test_the_contract_says_what_continues_changes_and_resets(gptjobs: Commands, 
     assert "the place in the data, after 4 windows" in unchanged.partition("CONTINUES")[2]
     assert "the schedule: cosine from step 0" in unchanged.partition("CONTINUES")[2]
     assert "CHANGES" not in unchanged and "RESETS" not in unchanged
-    assert "LEARNING RATE at step 2: 0.00045 before, 0.00045 after" in unchanged
+    assert "LEARNING RATE of the first update: 0.000465 before, 0.000465 after" in unchanged
 
     changed = gptjobs(*resume, "--batch-size", "4", "--learning-rate", "1e-4", "--steps", "10", BLOCK_SIZE="16").stderr
     assert f"resume checkpoints/{FIRST}/{checkpoint.name}\n       step 2 → 12" in changed
@@ -169,11 +169,11 @@ def test_the_contract_says_what_continues_changes_and_resets(gptjobs: Commands, 
         "batch_size": "2 → 4 (--batch-size)",
         "block_size": "8 → 16 (BLOCK_SIZE)",
         "learning_rate": "0.0006 → 0.0001 (--learning-rate)",
-        "schedule": "cosine → constant (a learning rate was given and no schedule)",
-        "warmup_steps": "1 → 0 (a learning rate was given and no schedule)",
+        "schedule": "cosine → constant (a rate was given, no schedule)",
+        "warmup_steps": "1 → 0 (a rate was given, no schedule)",
     }
     assert "the place in the data" in resets and "the schedule: constant 0.0001" in resets
-    assert "LEARNING RATE at step 2: 0.00045 before, 0.0001 after" in resets
+    assert "LEARNING RATE of the first update: 0.000465 before, 0.0001 after" in resets
 
 
 @contextmanager
@@ -274,11 +274,11 @@ def test_list_shows_every_job_oldest_first(gptjobs: Commands, store: Store) -> N
     assert set(listed[0]) >= FIELDS
     assert [each["outcome"] for each in listed] == [None, "cancelled", None]
     lines = gptjobs.ok("list").splitlines()
-    assert lines[0].split()[:4] == ["ID", "NAME", "KIND", "STATE"]
-    assert [line.split()[:4] for line in lines[1:]] == [
-        [ids[0], "n0", "train", "queued"],
-        [ids[1], "n1", "train", "cancelled"],
-        [ids[2], "n2", "train", "queued"],
+    assert lines[0].split()[:3] == ["ID", "NAME", "STATE"]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        [ids[0], "n0", "queued"],
+        [ids[1], "n1", "cancelled"],
+        [ids[2], "n2", "queued"],
     ]
     assert "\x1b" not in "".join(lines)
     newest = json.loads(gptjobs.ok("list", "--state", "queued", "-n", "1", "--json"))["jobs"]

@@ -42,7 +42,9 @@ def test_nothing_said_means_the_defaults():
     assert (model.n_layer, model.n_head, model.n_embd, model.n_positions) == (12, 12, 768, 1024)
     assert settled.model.vocab_size == 50257
     assert (settled.start_step, settled.end_step) == (0, settled.train.steps)
-    assert settled.train == replace(TrainConfig(), decay_steps=TrainConfig().steps)
+    assert settled.train == replace(
+        TrainConfig(), decay_steps=TrainConfig().steps, min_learning_rate=pytest.approx(6e-5)
+    )
 
 
 def test_nano_is_small_and_reads_bytes():
@@ -119,7 +121,7 @@ def test_a_learning_rate_alone_means_a_constant_one_from_here():
 def test_a_learning_rate_alone_is_the_origin_of_the_schedule_it_means():
     origins = resumed(600, learning_rate=1e-5).origins
     assert origins["learning_rate"] == "--learning-rate"
-    assert origins["schedule"] == origins["warmup_steps"] == "a learning rate was given and no schedule"
+    assert origins["schedule"] == origins["warmup_steps"] == "a rate was given, no schedule"
 
 
 @pytest.mark.parametrize(
@@ -316,10 +318,18 @@ def test_no_settled_rate_is_below_zero_or_above_the_peak(values: dict[str, Any],
         assert 0.0 <= rate <= train.learning_rate * (1 + 1e-12)
 
 
-def test_a_schedule_that_has_ended_is_not_gone_on_with_at_a_rate_of_zero() -> None:
-    parent = settle(typed(data="text.md", steps=1000))
-    with pytest.raises(Refused, match="learning rate would be 0"):
-        settle(typed(steps=500), parent=parent, parent_step=1000)
-    assert settle(typed(steps=500, schedule="cosine"), parent=parent, parent_step=1000).train.schedule_start == 1000
-    kept = settle(typed(data="text.md", steps=1000, min_learning_rate=1e-5))
-    assert settle(typed(), parent=kept, parent_step=1000).train.learning_rate_at(1500) == 1e-5
+def test_a_schedule_that_ends_before_its_job_is_refused_where_it_would_train_at_a_rate_of_zero() -> None:
+    to_zero = settle(typed(data="text.md", steps=1000, min_learning_rate=0.0))
+    for step in (400, 1000):
+        with pytest.raises(Refused, match="the learning rate would be 0"):
+            settle(typed(steps=2000), parent=to_zero, parent_step=step)
+    assert settle(typed(steps=600), parent=to_zero, parent_step=400).end_step == 1000
+    assert settle(typed(steps=2000, schedule="cosine"), parent=to_zero, parent_step=400).train.schedule_start == 400
+
+
+def test_a_schedule_ends_at_a_tenth_of_its_peak_unless_told_otherwise() -> None:
+    parent = settle(typed(data="text.md", steps=1000, learning_rate=1e-3))
+    assert settle(typed(steps=500), parent=parent, parent_step=1000).train.learning_rate_at(1400) == pytest.approx(1e-4)
+    anew = settle(typed(learning_rate=1e-5, schedule="cosine"), parent=parent, parent_step=500)
+    assert anew.train.min_learning_rate == pytest.approx(1e-6)
+    assert anew.origins["min_learning_rate"] == "a tenth of the peak"

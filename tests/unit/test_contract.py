@@ -36,14 +36,14 @@ def test_nothing_said_means_that_all_continues():
         "optimizer's moments",
         "steps: 200 → 400, 102,400 tokens so far",
         "place in the data, after 1,600 windows",
-        "schedule: cosine from step 0 after 20 steps of warm-up, 0.0006 → 0 at step 400",
+        "schedule: cosine from step 0 after 20 steps of warm-up, 0.0006 → 6e-05 at step 400",
     ):
         assert words in continuing
 
 
 def test_a_learning_rate_alone_changes_the_schedule_and_the_contract_says_why():
     made = resume(learning_rate=1e-5)
-    why = "a learning rate was given and no schedule"
+    why = "a rate was given, no schedule"
     assert changes(made) == {
         "learning_rate": (6e-4, 1e-5, "--learning-rate"),
         "schedule": ("cosine", "constant", why),
@@ -97,7 +97,7 @@ def test_a_schedule_that_starts_anew_is_a_reset():
 
 def test_another_schedule_from_the_step_where_the_old_one_began_is_a_reset_too():
     assert resume(manifest(step=0), schedule="linear").resets == (
-        "the schedule: linear from step 0, 0.0006 → 0 at step 400",
+        "the schedule: linear from step 0, 0.0006 → 6e-05 at step 400",
     )
 
 
@@ -116,7 +116,7 @@ def test_the_words_tell_the_same():
     assert [each for each in words if each.isupper()] == ["CONTINUES", "CHANGES", "RESETS"]
     assert "  learning_rate  0.0006 → 1e-05  (--learning-rate)" in words
     assert "  batch_size     8 → 32  (--batch-size)" in words
-    assert words[-1] == "LEARNING RATE at step 200: 0.000325 before, 1e-05 after"
+    assert words[-1] == "LEARNING RATE of the first update: 0.000352 before, 1e-05 after"
 
 
 def test_the_words_have_no_empty_sections():

@@ -124,8 +124,8 @@ def test_data_is_measured_in_tokens_where_they_are_there(layout: Layout):
         plan(layout, train(block_size=size // 10))
 
 
-def test_no_data_at_all_is_not_found(layout: Layout):
-    with pytest.raises(NotFound, match="no data was named"):
+def test_no_data_at_all_is_a_usage_error(layout: Layout):
+    with pytest.raises(UsageError, match="no data was named"):
         plan(layout, replace(SPEC, overrides=typed(model="nano")))
 
 

@@ -79,7 +79,7 @@ def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finish
         )
     device = open_device(attempt.device, plan.settled.train.precision)
     log(
-        f"job {plan.job}, attempt {attempt.token}, on {attempt.device} in {device.precision}, "
+        f"job {plan.job}, token {attempt.token}, on {attempt.device} in {device.precision}, "
         f"from {attempt.start or 'scratch'} to step {plan.settled.end_step}"
     )
     return train(layout, plan, attempt, start, device, report, stop)
