@@ -14,7 +14,7 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from gptjobs.errors import RedisUnreachable
-from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, JobSpec
+from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, JobSpec, JobState, Outcome
 from gptjobs.settings import public
 
 TASK = "gptjobs.train"
@@ -29,6 +29,7 @@ def connect(redis_url: str) -> Celery:
     app = Celery("gptjobs", broker=redis_url, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
+        broker_channel_error_retry=True,  # an error that Redis answers, such as a full disk's, ends no worker
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
         broker_transport_options={
@@ -82,3 +83,11 @@ def send_event(app: Celery, worker: str, job: str, kind: str, **fields: Any) -> 
             dispatcher.send(kind, uuid=job, retry=False, **fields)
     except (OperationalError, *errors) as error:
         logger.info("no event %s for job %s: %s", kind, job, error)
+
+
+def tell_end(app: Celery, worker: str, job: str, outcome: Outcome) -> None:
+    """Tell Flower of an end that no end of a Celery task tells: cancelled, paused or queued again."""
+    if outcome.state is JobState.CANCELLED:
+        send_event(app, worker, job, "task-revoked", terminated=True, signum=None, expired=False)
+    else:
+        send_event(app, worker, job, "task-retried", exception=outcome.reason)

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -47,26 +48,33 @@ Say = Callable[[str, str], None]
 class Child:
     """A process with its log shown by name, in a session of its own: Ctrl-C does not reach it."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], say: Say) -> None:
-        self.name, self._command, self._environment, self._say = name, command, environment, say
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], lock: Path, say: Say) -> None:
+        self.name, self._command, self._environment, self._lock, self._say = name, command, environment, lock, say
         self._quick_ends = 0
         self.start()
 
     def start(self) -> None:
+        """The child holds a lock with its pid in it: what an `up` that was killed left behind is ended first."""
         self._started_at = time.monotonic()
-        self.process = subprocess.Popen(
-            self._command,
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with self._lock.open("a+") as lock:
+            _end_orphan(lock, _stop_limit(self.name))
+            self.process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock.fileno(),),
+            )
+            lock.truncate(0)
+            lock.write(str(self.process.pid))
         threading.Thread(target=self._show, args=(self.process.stdout,), daemon=True).start()
 
     def _show(self, lines: IO[bytes]) -> None:
         for line in lines:
-            self._say(self.name, line.decode(errors="replace").rstrip())
+            with suppress(OSError):  # whoever read our log is gone; the child's is read on
+                self._say(self.name, line.decode(errors="replace").rstrip())
 
     def count_end(self) -> None:
         """Give up on a child that ends soon after each start."""
@@ -94,7 +102,7 @@ class Child:
 
 @dataclass
 class Stack:
-    """What `up` runs. As a context it starts everything, and stops it in order: worker, Flower, server."""
+    """What `up` runs. As a context it starts everything, and stops it in the other order."""
 
     settings: Settings
     say: Say
@@ -140,7 +148,7 @@ class Stack:
 
     def _stop(self) -> None:
         for child in reversed(self._children):
-            child.stop(WORKER_STOP_LIMIT_S if child.name == "worker" else STOP_LIMIT_S)
+            child.stop(_stop_limit(child.name))
         self._children.clear()
         if self._lock is not None:
             self._lock.close()
@@ -157,10 +165,7 @@ class Stack:
     def _start_server(self) -> None:
         url = self._server_url()
         self.settings = Settings(root=self.settings.root, redis_url=url, redis_url_given=False)
-        if _answers(url):
-            self.say("up", "the server of an earlier gptjobs up is still there: going on with it")
-        else:
-            self._add("server", [str(_server_binary()), str(self._server_config(url))])
+        self._add("server", [str(_server_binary()), str(self._server_config(url))])
         deadline = time.monotonic() + SERVER_START_LIMIT_S
         while not _answers(url):
             if time.monotonic() > deadline or any(child.has_ended for child in self._children):
@@ -172,7 +177,9 @@ class Stack:
         file = self.settings.redis_url_file
         if file.is_file():
             url = file.read_text().strip()
-            if _answers(url) or _is_free(urlsplit(url).port or 0):
+            with (self.settings.home / "server.lock").open("a+") as lock:
+                _end_orphan(lock, STOP_LIMIT_S)
+            if _is_free(urlsplit(url).port or 0):
                 return url
             password = urlsplit(url).password
         else:
@@ -233,7 +240,29 @@ class Stack:
 
     def _add(self, name: str, command: list[str], **variables: str) -> None:
         environment = settings.child_environment(self.settings, variables)
-        self._children.append(Child(name, command, environment, self.say))
+        lock = self.settings.home / f"{name}.lock"
+        self._children.append(Child(name, command, environment, lock, self.say))
+
+
+def _stop_limit(name: str) -> float:
+    return WORKER_STOP_LIMIT_S if name == "worker" else STOP_LIMIT_S
+
+
+def _end_orphan(lock: IO[str], limit_s: float) -> None:
+    """Take the lock of a child; one that holds it still is the orphan whose pid stands there."""
+    deadline, asked = time.monotonic() + limit_s, False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:
+            lock.seek(0)
+            pid = int(lock.read() or 0)
+        if pid and (not asked or time.monotonic() > deadline):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if asked else signal.SIGTERM)
+            asked = True
+        time.sleep(0.05)
 
 
 def _server_binary() -> Path:

@@ -24,7 +24,7 @@ Nothing here is decided by a clock. A worker's key expires, but that is for peop
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -187,7 +187,11 @@ class Store:
                 for each in ids[first : first + _BATCH]:
                     pipeline.hgetall(JOB + each)
                 found += pipeline.execute()
-        return [_job(each) for each in found if each]
+        jobs = []
+        for record in filter(None, found):
+            with suppress(Refused):  # of a later version: it is not for this one, and hides no other
+                jobs.append(_job(record))
+        return jobs
 
     def cancel(self, job: str, reason: str) -> JobState:
         """Ask for it; returns the state after. Terminal states stay as they are."""
@@ -286,19 +290,23 @@ def _json(value: Mapping[str, Any] | None) -> str:
 
 
 def _job(record: Mapping[str, str]) -> Job:
-    spec = json.loads(record["spec"])
-    if spec["schema"] > 1:
-        raise Refused(f"job {spec['id']} was submitted by a newer gptjobs", hint="update gptjobs here")
-    return Job(
-        spec=JobSpec.from_dict(spec),
-        state=JobState(record["state"]),
-        serial=int(record["serial"]),
-        token=int(record["token"]),
-        beat=int(record["beat"]),
-        attempt=int(record["attempt"]),
-        fruitless=int(record["fruitless"]),
-        worker=record.get("worker") or None,
-        used_device=record.get("device") or None,
-        reason=record.get("reason") or None,
-        progress=json.loads(record.get("progress") or "{}"),
-    )
+    """Raises Refused for a record that this version cannot read."""
+    try:
+        spec = json.loads(record["spec"])
+        if spec["schema"] > 1:
+            raise Refused(f"job {spec['id']} was submitted by a newer gptjobs", hint="update gptjobs here")
+        return Job(
+            spec=JobSpec.from_dict(spec),
+            state=JobState(record["state"]),
+            serial=int(record["serial"]),
+            token=int(record["token"]),
+            beat=int(record["beat"]),
+            attempt=int(record["attempt"]),
+            fruitless=int(record["fruitless"]),
+            worker=record.get("worker") or None,
+            used_device=record.get("device") or None,
+            reason=record.get("reason") or None,
+            progress=json.loads(record.get("progress") or "{}"),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(f"a job's record in Redis cannot be read: {error!r}") from error

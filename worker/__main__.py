@@ -60,7 +60,10 @@ def main() -> int:
     @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
     def take_ctrl_c(**event: object) -> None:
         signal.signal(signal.SIGINT, _drain_at_ctrl_c)
+        signal.signal(signal.SIGHUP, hang_up)  # Celery would start itself anew
 
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
+    hang_up = signal.SIG_IGN if ignored else _drain_at_ctrl_c
     threading.excepthook = _drain_after_a_fault
     if arguments.leash:
         _drain_when_input_ends()

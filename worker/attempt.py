@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -21,6 +22,8 @@ from worker.supervisor import Ended, Supervisor, encoder_command, trainer_comman
 
 FRUITLESS_LIMIT = 5
 """crashes in a row without a new checkpoint, after which a job has failed"""
+
+STORAGE_PAUSE_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,15 @@ class Attempt:
 
     def run(self) -> Verdict:
         """Train the job as far as it goes, and say how that ended."""
+        try:
+            return self._run()
+        except OSError as error:
+            logger.exception("job %s: the storage root does not work", self._spec.id)
+            self._draining.wait(STORAGE_PAUSE_S)
+            outcome = Outcome(state=JobState.QUEUED, reason=f"the storage root does not work: {error}")
+            return Verdict(outcome=outcome, fruitless=self._job.fruitless)
+
+    def _run(self) -> Verdict:
         layout, spec, plan = self._layout, self._spec, None
         record.write_request(layout, spec)
         ended_before = record.read_outcome(layout, spec.id)
@@ -54,22 +66,40 @@ class Attempt:
         else:
             try:
                 plan = self._settled_plan()
+                self._begin(plan)
                 with self._open_log(plan) as log:
                     ended = self._encode(plan, log) or self._train(plan, log)
                 verdict = self._verdict(ended)
             except GptjobsError as error:
                 verdict = Verdict(outcome=Outcome(state=JobState.FAILED, reason=error.message, hint=error.hint))
-        if not self._held.lost:
+        if self._is_the_newest:
             self._write_down(plan, verdict.outcome)
         return verdict
 
+    @property
+    def _is_the_newest(self) -> bool:
+        """Whether what this attempt writes counts, by Redis and by the storage root."""
+        newest = checkpoint.latest_token(self._layout, self._spec.id)
+        return not self._held.lost and newest <= self._held.lease.token
+
     def _settled_plan(self) -> Plan:
-        """`config.json`, made by the first attempt."""
+        """`config.json`, made by the first attempt and never changed."""
+        if record.read_plan(self._layout, self._spec.id) is None:
+            made, _ = planning.plan(self._layout, self._spec)
+            with suppress(FileExistsError):
+                durable.create(self._layout.config_file(made.job), durable.to_json(made.to_dict()))
         plan = record.read_plan(self._layout, self._spec.id)
-        if plan is None:
-            plan, _ = planning.plan(self._layout, self._spec)
-            durable.write(self._layout.config_file(plan.job), durable.to_json(plan.to_dict()))
+        assert plan is not None
         return plan
+
+    def _begin(self, plan: Plan) -> None:
+        """Write down that this attempt is the newest, and from where it starts."""
+        layout, token = self._layout, self._held.lease.token
+        start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
+        checkpoint.begin_attempt(layout, plan.job, token, start, worker=self._worker, device=self._device)
+        if self._is_the_newest:
+            checkpoint.sweep_leftovers(layout, plan.job)
+        self._held.show({"end_step": plan.settled.end_step})
 
     def _open_log(self, plan: Plan) -> IO[bytes]:
         self._layout.logs.mkdir(exist_ok=True)
@@ -87,18 +117,17 @@ class Attempt:
 
     def _train(self, plan: Plan, log: IO[bytes]) -> Ended:
         layout, token = self._layout, self._held.lease.token
-        start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
-        checkpoint.begin_attempt(layout, plan.job, token, start, worker=self._worker, device=self._device)
-        checkpoint.sweep_leftovers(layout, plan.job)
-        self._held.show({"end_step": plan.settled.end_step})
         command = trainer_command(layout.config_file(plan.job), token)
         with layout.attempt_lines(plan.job, token).open("a", buffering=1) as lines:
 
             def keep(line: Line, text: str) -> None:
-                lines.write(text + "\n")
                 self._show(line, text)
-                if isinstance(line, CheckpointWritten):
-                    outputs.put_together(layout, self._spec)
+                try:
+                    lines.write(text + "\n")
+                    if isinstance(line, CheckpointWritten):
+                        outputs.put_together(layout, self._spec)
+                except OSError as error:
+                    logger.warning("job %s: a line was not kept: %s", plan.job, error)
 
             return Supervisor(command, log, self._held, self._draining, keep).run()
 
@@ -142,7 +171,7 @@ class Attempt:
         with layout.attempt_lines(job, self._held.lease.token).open("a") as lines:
             lines.write(json.dumps(line) + "\n")
         if outcome.state.is_terminal:
-            record.write_outcome(layout, job, outcome)
+            record.write_outcome(layout, job, outcome, self._held.lease.token)
         if outcome.state.is_terminal and plan is not None:
             outputs.summarise(layout, self._spec, plan, outcome)
         else:

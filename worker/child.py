@@ -15,19 +15,23 @@ from gptjobs import progress
 
 LEASH_POLL_S = 1.0
 LEASH_POLLS = 60
+SAME_REQUEST_S = 2.0
 _TERMINATED = 128 + signal.SIGTERM
 
 
 class Stop:
-    """Whether the child was asked to stop at the next safe place. A second request is immediate."""
+    """Whether the child was asked to stop at the next safe place. A second request is immediate; what comes
+    right after the first is the same one, sent to the whole group by the system and by the supervisor."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._first_at = 0.0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if not self.requested:
+            self.requested, self._first_at = True, time.monotonic()
+        elif time.monotonic() - self._first_at > SAME_REQUEST_S:
             os._exit(_TERMINATED)
-        self.requested = True
 
     def listen(self) -> "Stop":
         signal.signal(signal.SIGTERM, self._on_signal)

@@ -12,6 +12,9 @@ from gptjobs.layout import Layout
 from gptjobs.store import Fenced, Lease, LeaseStore, RecordMissing, Unreachable
 
 BEAT_S = 2.0
+PUBLISH_S = 1.0
+DRAIN_LIMIT_S = 10.0
+"""A worker that stops waits so long for Redis to take an attempt's end; then the lease expires by itself."""
 OFFLINE_LIMIT_S = 6 * 3600.0
 """How long a job goes on without Redis: longer, and it only works in vain."""
 
@@ -31,7 +34,6 @@ class HeldLease:
         self._store, self.lease, self._spec, self._layout = store, lease, spec, layout
         self._worker, self._device, self._publish = worker, device, publish
         self._progress: Mapping[str, Any] = {}
-        self._published: Mapping[str, Any] = {}
         self._offline_since: float | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {spec.id}", daemon=True)
@@ -40,6 +42,7 @@ class HeldLease:
 
     def __enter__(self) -> "HeldLease":
         self._thread.start()
+        threading.Thread(target=self._publish_newest, name=f"events {self._spec.id}", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -67,10 +70,18 @@ class HeldLease:
             # whatever ended the renewals: without them another worker takes the job
             self.lost = self.lost or not self._stopped.is_set()
 
+    def _publish_newest(self) -> None:
+        """In a thread of its own: a stalled connection for events must cost no beat."""
+        published: Mapping[str, Any] = {}
+        while not self._stopped.wait(PUBLISH_S) and not self.lost:
+            newest = self._progress
+            if newest is not published and self._offline_since is None:
+                self._publish(newest)
+                published = newest
+
     def _renew(self) -> None:
-        newest = self._progress
         try:
-            self._beat(newest)
+            self._beat(self._progress)
         except Fenced:
             logger.warning("job %s was fenced: another attempt has its lease", self._spec.id)
             self.lost = True
@@ -78,9 +89,6 @@ class HeldLease:
             self._note_offline(error)
         else:
             self._note_online()
-            if newest is not self._published:
-                self._publish(newest)
-                self._published = newest
 
     def _beat(self, progress: Mapping[str, Any]) -> None:
         try:
@@ -111,12 +119,12 @@ class HeldLease:
             logger.info("Redis answers again; job %s is still ours", self._spec.id)
             self._offline_since = None
 
-    def finish(self, outcome: Outcome, *, fruitless: int) -> JobState | None:
+    def finish(self, outcome: Outcome, *, fruitless: int, draining: threading.Event) -> JobState | None:
         """Tell Redis how the attempt ended, however long it takes to answer. Returns the job's state after;
         None where the lease was another's."""
         self._stop_renewing()
         began = time.monotonic()
-        while time.monotonic() - began < OFFLINE_LIMIT_S:
+        while time.monotonic() - began < (DRAIN_LIMIT_S if draining.is_set() else OFFLINE_LIMIT_S):
             try:
                 return self._store.finish(self.lease, outcome, fruitless=fruitless, progress=self._progress)
             except Fenced:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import gptjobs
-from gptjobs import broker, record
+from gptjobs import broker, checkpoint, record
 from gptjobs.errors import RedisUnreachable
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.store import Presence, Unreachable
@@ -111,13 +111,11 @@ class Rescue:
         if after is None:
             return
         logger.warning("job %s: %s, its lease expired: %s", id, reason, after)
-        if after is JobState.CANCELLED:
-            record.write_outcome(station.layout, id, Outcome(state=after, reason="cancelled"))
-            broker.send_event(
-                station.app, job.worker or "", id, "task-revoked", terminated=True, signum=None, expired=False
-            )
-            return
-        broker.send_event(station.app, job.worker or "", id, "task-retried", exception=reason)
+        outcome = Outcome(state=after, reason="cancelled" if after is JobState.CANCELLED else reason)
+        if after.is_terminal:
+            with suppress(OSError):  # where the root does not work, Redis alone knows
+                record.write_outcome(station.layout, id, outcome, checkpoint.latest_token(station.layout, id))
+        broker.tell_end(station.app, job.worker or "", id, outcome)
         if after is JobState.QUEUED:
             ring_again(station, id)
 

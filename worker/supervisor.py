@@ -64,7 +64,7 @@ class Supervisor:
         self._wrote_checkpoint = False
         self._killed_for: str | None = None
         self._asked_at: float | None = None
-        self._patience = Patience()
+        self._hang = HangWatch()
 
     def _read(self) -> None:
         assert self._child.stdout is not None
@@ -107,7 +107,7 @@ class Supervisor:
         line = progress.decode(text)
         if line is None:
             return
-        self._patience.note(line, time.monotonic())
+        self._hang.note(line, time.monotonic())
         if isinstance(line, Finished):
             self._finished = line
         elif isinstance(line, CheckpointWritten):
@@ -130,7 +130,7 @@ class Supervisor:
             self._child.send_signal(signal.SIGTERM)
         elif self._asked_at is not None and now - self._asked_at > STOP_LIMIT_S:
             self._kill(f"it did not stop within {STOP_LIMIT_S:.0f} s")
-        elif self._patience.is_over(now):
+        elif self._hang.is_over(now):
             self._kill("hung: no progress")
 
     def _kill(self, why: str) -> None:
@@ -144,7 +144,7 @@ class Supervisor:
             os.killpg(self._child.pid, signal.SIGKILL)
 
 
-class Patience:
+class HangWatch:
     """Tells a hung trainer: no line for max(5 min, 20 median steps) while it trains; an hour before the first
     step was timed, as a large model on a CPU takes long over one."""
 

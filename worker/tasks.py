@@ -14,11 +14,11 @@ from celery.app.task import Task
 from celery.exceptions import Ignore
 
 from gptjobs import broker, checkpoint, record
-from gptjobs.errors import JobFailed, RedisUnreachable
-from gptjobs.job import JobState, Outcome
+from gptjobs.errors import JobFailed, NotFound, RedisUnreachable, Refused
+from gptjobs.job import Job, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import duration
-from gptjobs.store import LeaseStore, Unreachable
+from gptjobs.store import Lease, LeaseStore, Unreachable
 from worker.attempt import Attempt
 from worker.host import Host
 from worker.lease import HeldLease
@@ -54,20 +54,19 @@ def register(station: Station) -> None:
     @station.app.task(bind=True, name=broker.TASK, throws=(JobFailed,))  # type: ignore[untyped-decorator]
     def train(self: Task, job: str, serial: int) -> str:
         device = station.slots.get()
-        station.jobs.add(job)
         try:
             return _answer_doorbell(station, job, serial, device)
         finally:
-            station.jobs.discard(job)
             station.slots.put(device)
 
 
 def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> str:
-    """Train the job if it waits for this very ring; returns how it ended, as Celery's events want it."""
+    """Train the job if it waits for this very ring; ends as Celery's events want it."""
     if station.draining.is_set():
         raise Ignore  # it waits; a worker that stays rings again
     worker = station.host.worker
     try:
+        found = station.store.get(job)
         lease = station.store.claim(
             job,
             serial,
@@ -76,12 +75,21 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
             worker=worker,
             device=device,
         )
-        if lease is None:
-            raise Ignore
-        found = station.store.get(job)
-    except Unreachable as error:
+    except (Unreachable, NotFound, Refused) as error:
         logger.warning("job %s was not claimed: %s", job, error)
         raise Ignore from error
+    if lease is None:
+        raise Ignore
+    station.jobs.add(job)
+    try:
+        return _tell_celery(station, job, _attempt(station, found, lease, device))
+    finally:
+        station.jobs.discard(job)
+
+
+def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome:
+    """Run an attempt under its lease; returns how it ended, once Redis and the root know."""
+    job, worker = found.spec.id, station.host.worker
 
     def publish(progress: Mapping[str, Any]) -> None:
         broker.send_event(station.app, worker, job, "task-progress", result=in_words(progress))
@@ -89,7 +97,9 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
     logger.info("job %s: attempt %d on %s", job, lease.attempt, device)
     with HeldLease(station.store, lease, found.spec, station.layout, worker, device, publish) as held:
         verdict = Attempt(station.layout, found, held, worker, device, station.draining).run()
-        state = None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless)
+        state = (
+            None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless, draining=station.draining)
+        )
     if state is None:
         logger.warning("job %s: this attempt was fenced; nothing of it counts", job)
         raise Ignore
@@ -98,9 +108,9 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
         # a request came while the attempt ended for another reason
         outcome = Outcome(state=state, reason=state.value)
         if state.is_terminal:
-            record.write_outcome(station.layout, job, outcome)
+            record.write_outcome(station.layout, job, outcome, lease.token)
     logger.info("job %s: %s", job, outcome)
-    return _tell_celery(station, job, outcome)
+    return outcome
 
 
 def _tell_celery(station: Station, job: str, outcome: Outcome) -> str:
@@ -108,12 +118,7 @@ def _tell_celery(station: Station, job: str, outcome: Outcome) -> str:
         return outcome.reason
     if outcome.state in (JobState.FAILED, JobState.DIVERGED):
         raise JobFailed(outcome.reason, hint=outcome.hint)
-    if outcome.state is JobState.CANCELLED:
-        broker.send_event(
-            station.app, station.host.worker, job, "task-revoked", terminated=True, signum=None, expired=False
-        )
-        raise Ignore
-    broker.send_event(station.app, station.host.worker, job, "task-retried", exception=outcome.reason)
+    broker.tell_end(station.app, station.host.worker, job, outcome)
     if outcome.state is JobState.QUEUED:
         ring_again(station, job)
     raise Ignore

@@ -8,7 +8,7 @@ from gptjobs import checkpoint, contract, record
 from gptjobs.cli import output
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Plan
-from gptjobs.errors import JobCancelled, JobFailed, WaitedTooLong
+from gptjobs.errors import JobCancelled, JobFailed, RedisUnreachable, WaitedTooLong
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.progress import duration
 
@@ -141,7 +141,7 @@ def logs(place: Place, job: str, follow: bool, lines: int | None) -> None:
     if follow and not shown:
         output.say(f"no log yet: the job is {found.state}")
     while follow:
-        state = place.store.get(found.spec.id).state
+        state = _still(place, found).state
         shown = _show_log(place, found.spec.id, shown, None)
         if state.is_terminal:
             _exit_as(place.store.get(found.spec.id))
@@ -177,7 +177,8 @@ def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
     began = time.monotonic()
     ended: list[Job] = []
     for each in ids:
-        while not (job := place.store.get(each)).state.is_terminal:
+        job = place.store.get(each)
+        while not (job := _still(place, job)).state.is_terminal:
             if timeout is not None and time.monotonic() - began >= timeout:
                 raise WaitedTooLong(f"job {each} is still {job.state} after {timeout:g} s")
             time.sleep(POLL_S)
@@ -187,6 +188,15 @@ def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
         output.result(f"{job.spec.id}  {output.coloured(job.state)}{reason}")
     for job in sorted(ended, key=lambda each: each.state is JobState.CANCELLED):
         _exit_as(job)
+
+
+def _still(place: Place, job: Job) -> Job:
+    """The job as it is now; as it was where Redis is away for a while."""
+    try:
+        return place.store.get(job.spec.id)
+    except RedisUnreachable as error:
+        output.say(f"{error.message}; waiting on")
+        return job
 
 
 def _exit_as(job: Job) -> None:
@@ -216,7 +226,8 @@ def cancel(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:
             record.write_cancel_request(place.layout, id)
         state = place.store.cancel(id, "cancelled")
         if state is JobState.CANCELLED and place.layout.is_there:
-            record.write_outcome(place.layout, id, Outcome(state=state, reason="cancelled"))
+            outcome = Outcome(state=state, reason="cancelled")
+            record.write_outcome(place.layout, id, outcome, checkpoint.latest_token(place.layout, id))
         states[id] = state.value
         if not as_json:
             last = ": it writes a checkpoint first" if state is JobState.CANCELLING else ""

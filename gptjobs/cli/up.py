@@ -30,7 +30,7 @@ def up(place: Place, device: str | None, slots: int | None, no_worker: bool, no_
     from gptjobs.settings import public
 
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     stack = Stack(
         settings=place.settings,

@@ -88,7 +88,7 @@ def test_up_stopped_in_mid_job_and_started_again_goes_on_where_it_was(root: Root
     attempts = sorted((root.path / "outputs" / long / "attempts").glob("*.json"))
     start_step = json.loads(attempts[-1].read_bytes())["start_step"]
     assert start_step >= 20
-    eventually(lambda: root.job(long)["step"] > start_step)
+    eventually(lambda: (root.job(long)["step"] or 0) > start_step)
     root.run("cancel", long)
     root.run("wait", waiting, "--timeout", "100")
 

@@ -222,7 +222,7 @@ def written(layout: Layout, name: str) -> dict[str, Any]:
         path.write_bytes(durable.to_json({**json.loads(path.read_bytes()), "began_at": ATTEMPT.began_at}))
         assert time.time() - made.began_at < 60
     elif name == "outcome.json":
-        record.write_outcome(layout, JOB, OUTCOME)
+        record.write_outcome(layout, JOB, OUTCOME, token=3)
     else:
         source = layout.root / "sources" / TOKENS.source
         source.write_bytes(TEXT)

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from gptjobs.progress import Progress, StageBegan
-from worker.supervisor import HANG_LIMIT_S, HANG_STEPS, Patience, cause_of
+from worker.supervisor import HANG_LIMIT_S, HANG_STEPS, HangWatch, cause_of
 
 
 def step(number: int) -> Progress:
@@ -15,9 +15,9 @@ def step(number: int) -> Progress:
     )  # fmt: skip
 
 
-def trained(*lines: tuple[int, float]) -> Patience:
+def trained(*lines: tuple[int, float]) -> HangWatch:
     """With a trainer that reported these steps at these seconds."""
-    patience = Patience()
+    patience = HangWatch()
     patience.note(StageBegan(stage="training"), lines[0][1])
     for number, now in lines:
         patience.note(step(number), now)
@@ -46,7 +46,7 @@ def test_only_a_trainer_that_trains_can_hang(stage: str):
 
 
 def test_a_trainer_that_has_said_nothing_yet_is_loading():
-    assert not Patience().is_over(1e12)
+    assert not HangWatch().is_over(1e12)
 
 
 def test_slow_steps_are_given_the_time_of_twenty():
@@ -93,7 +93,7 @@ def test_a_return_code_in_words(code: int, words: str):
 
 
 def test_a_first_step_may_take_long() -> None:
-    patience = Patience()
+    patience = HangWatch()
     patience.note(StageBegan(stage="training"), 0.0)
     assert not patience.is_over(3000.0)
     assert patience.is_over(3700.0)
