@@ -117,6 +117,18 @@ def test_a_worker_told_to_stop_puts_its_job_back_with_a_checkpoint(
     assert checkpoint.attempts(gptjobs.layout, job)[-1].start_step == stopped_at
 
 
+def test_a_stop_of_the_whole_service_is_one_request(gptjobs: Commands, workers: Workers, store: Store) -> None:
+    worker = workers.start()
+    job = submit(gptjobs)
+    eventually(lambda: store.get(job).progress.get("step", 0) >= 10)
+    (trainer,) = trainers(job)
+    os.kill(trainer, signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert store.get(job).state == "queued" and store.get(job).fruitless == 0
+    assert newest_step(gptjobs, job) > 0
+
+
 def test_a_killed_trainer_is_started_again_and_its_worker_lives(
     gptjobs: Commands, workers: Workers, store: Store
 ) -> None:

@@ -93,6 +93,21 @@ def test_up_stopped_in_mid_job_and_started_again_goes_on_where_it_was(root: Root
     root.run("wait", waiting, "--timeout", "100")
 
 
+def test_up_that_was_killed_and_is_started_again_ends_what_it_left_and_loses_nothing(root: Root) -> None:
+    first = root.up("--no-flower")
+    (pid,) = ((root.path / ".gptjobs" / "server.lock").read_text(),)
+    waiting = root.run("submit", "train", "-q", *SMALL, "--data", "sources/text.md", "--device", "cuda", "--steps", "5")
+    first.kill()
+    first.wait()
+    os.kill(int(pid), 0)  # the server is still there
+
+    root.up("--no-flower")
+    assert (root.path / ".gptjobs" / "server.lock").read_text() != pid
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout
+    assert state[:1] in ("", "Z")  # gone, or only not yet reaped
+    assert root.job(waiting)["state"] == "queued"
+
+
 def test_only_the_user_can_read_the_password_and_it_is_not_shown(root: Root) -> None:
     root.up("--no-flower")
     file = root.path / ".gptjobs" / "redis-url"

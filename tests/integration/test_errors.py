@@ -1,5 +1,9 @@
 """What users get wrong, run as real commands: each is told what and why, with a hint and an exit code."""
 
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -246,3 +250,17 @@ def test_a_wait_that_takes_too_long_ends_with_124(gptjobs: Commands, store: Stor
     store.submit(JobSpec(id="3f9a00000001", kind="train", submitted_at=1.0))
     assert_error(gptjobs("wait", "@", "--timeout", "0.2"), 124, "3f9a00000001 is still queued after 0.2 s")
     assert store.get("3f9a00000001").state.value == "queued"
+
+
+@pytest.mark.parametrize(("variables", "is_coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colour_is_for_terminals_of_those_who_want_it(
+    gptjobs: Commands, variables: dict[str, str], is_coloured: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "gptjobs", "show", "nothing"]
+    subprocess.run(command, env={**gptjobs.environment, **variables}, stderr=theirs, stdout=theirs)
+    os.close(theirs)
+    said = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert "no job is called 'nothing'" in said
+    assert ("\x1b[" in said) == is_coloured

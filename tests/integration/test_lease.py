@@ -1,12 +1,13 @@
 """The lease, against a real server: one holder at a time, tokens that only grow, and nothing lost on the way."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from gptjobs.errors import NotFound
+from gptjobs.errors import NotFound, Refused
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.store import Fenced, Lease, LeaseStore, RecordMissing
 
@@ -283,3 +284,13 @@ def test_an_end_whose_answer_was_lost_is_said_again_and_stands(leases: LeaseStor
     heir = claim(leases, serial=2, nonce="n2", worker="b@host")
     assert leases.finish(lease, back, fruitless=0, progress=None) is JobState.QUEUED
     assert leases.renew(heir, None) is JobState.RUNNING
+
+
+def test_a_record_of_a_later_version_hides_no_other(leases: LeaseStore) -> None:
+    later = json.dumps({"schema": 2, "id": "other"})
+    leases._redis.hset("gptjobs:job:other", mapping={"spec": later, "state": "queued", "serial": 1})
+    leases._redis.zadd("gptjobs:jobs", {"other": 1.0})
+    leases._redis.sadd("gptjobs:waiting", "other")
+    assert [each.spec.id for each in leases.all()] == [each.spec.id for each in leases.waiting()] == [JOB]
+    with pytest.raises(Refused, match="newer gptjobs"):
+        leases.get("other")

@@ -12,6 +12,8 @@ import pytest
 
 from gptjobs import progress
 from gptjobs.progress import Progress, StageBegan
+from tests.conftest import eventually
+from worker.child import Stop
 
 LIMIT_S = 20.0
 Start = Callable[[str], "subprocess.Popen[str]"]
@@ -162,13 +164,27 @@ def test_a_first_signal_only_asks(start: Start, number: signal.Signals) -> None:
     assert process.wait(LIMIT_S) == 0
 
 
-def test_a_second_signal_is_immediate(start: Start) -> None:
+def test_a_second_request_is_immediate(start: Start) -> None:
     process = start(LISTENING.format(saves_long=True))
     assert line_of(process) == "ready"
     os.kill(process.pid, signal.SIGTERM)
     assert line_of(process) == "stopping"
-    os.kill(process.pid, signal.SIGTERM)
+
+    def ended_by_another() -> bool:
+        os.kill(process.pid, signal.SIGTERM)
+        return process.poll() is not None
+
+    eventually(ended_by_another, LIMIT_S)
     assert process.wait(LIMIT_S) == 128 + signal.SIGTERM
+
+
+def test_what_comes_right_after_a_request_is_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    stop = Stop()
+    stop._on_signal(signal.SIGTERM, None)
+    stop._on_signal(signal.SIGTERM, None)
+    assert stop.requested and not ended
 
 
 def test_a_child_listens_before_it_loads_anything_heavy(start: Start) -> None:
