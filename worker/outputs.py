@@ -5,6 +5,7 @@ Hosts never append to one file: an attempt writes its own lines, and these are p
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,12 @@ def _add(by_step: dict[int, dict[str, Any]], line: dict[str, Any]) -> None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of an attempt; a killed worker may have left half of one at the end."""
+    """The whole lines of an attempt; a killed worker or a full disk may have left half of one."""
     if not path.is_file():
         return
     with path.open() as file:
         for text in file:
-            if text.endswith("\n"):
+            with suppress(ValueError):
                 yield json.loads(text)
 
 

@@ -192,3 +192,10 @@ def test_a_loss_that_was_no_number_leaves_a_gap_and_no_error(layout: Layout) -> 
     outputs.summarise(layout, SPEC, PLAN, Outcome(state=JobState.DIVERGED, reason="not finite"))
     assert losses(layout) == [(0, 5.0), (10, None)]
     assert layout.loss_picture("first").stat().st_size > 1000
+
+
+def test_half_a_line_that_a_full_disk_left_costs_no_other(layout: Layout) -> None:
+    begin(layout, "first", 1)
+    whole = [progress.encode(step(number, 1.0), seconds=NOON) for number in (0, 10, 20)]
+    layout.attempt_lines("first", 1).write_text(f"{whole[0]}\n{whole[1][:30]}{whole[1]}\n{whole[2]}\n")
+    assert losses(layout) == [(0, 1.0), (20, 1.0)]
