@@ -1,14 +1,15 @@
 """`gptjobs list, show, logs, wait, cancel`: jobs in the queue and on record."""
 
 import time
+from contextlib import suppress
 
 import click
 
-from gptjobs import checkpoint, contract, record
+from gptjobs import checkpoint, contract, planning, record
 from gptjobs.cli import output
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Plan
-from gptjobs.errors import JobCancelled, JobFailed, RedisUnreachable, WaitedTooLong
+from gptjobs.errors import GptjobsError, JobCancelled, JobFailed, RedisUnreachable, WaitedTooLong
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.progress import duration
 
@@ -66,7 +67,7 @@ def _row(job: Job) -> tuple[str, ...]:
 def show(place: Place, job: str, as_json: bool) -> None:
     """One job: state, progress, contract, config with origins, checkpoints."""
     found = place.store.find(job)
-    plan = record.read_plan(place.layout, found.spec.id)
+    plan = record.read_plan(place.layout, found.spec.id) or _what_it_will_be(place, found)
     parent = checkpoint.read(place.layout, plan.parent) if plan and plan.parent else None
     made = contract.contract(plan, parent) if plan and parent else None
     checkpoints = checkpoint.counting(place.layout, found.spec.id)
@@ -93,6 +94,13 @@ def show(place: Place, job: str, as_json: bool) -> None:
         for each in checkpoints:
             loss = output.number(each.manifest.losses.val_loss, ".4f")
             output.result(f"  step {each.manifest.step:>7}  val loss {loss:>7}  {each.name}")
+
+
+def _what_it_will_be(place: Place, job: Job) -> Plan | None:
+    """The plan that a job's first attempt will make, where the files for it are here."""
+    with suppress(GptjobsError):
+        return planning.plan(place.layout, job.spec)[0]
+    return None
 
 
 def _show_facts(place: Place, job: Job) -> None:

@@ -334,3 +334,11 @@ def test_the_soonest_job_is_taken_first_whatever_its_queue(gptjobs: Commands, re
     taken = [(ids[arguments[0]], queue) for queue, arguments in doorbells(redis_url, 5)]
     assert [priority for priority, _ in taken] == [9, 8, 5, 4, 0]
     assert sorted(taken) == sorted(wanted)
+
+
+def test_a_queued_job_shows_the_contract_it_was_submitted_with(gptjobs: Commands, checkpoint: Path) -> None:
+    gptjobs.ok("submit", "resume", "-q", "--from", "first@2", "--learning-rate", "1e-4", "--name", "waits")
+    shown = json.loads(gptjobs.ok("show", "waits", "--json"))
+    assert shown["state"] == "queued"
+    assert shown["config"]["train"]["learning_rate"] == shown["contract"]["rate_after"] == 1e-4
+    assert shown["origins"]["schedule"] == "a rate was given, no schedule"
