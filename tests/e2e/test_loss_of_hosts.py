@@ -68,6 +68,15 @@ def test_a_killed_workers_job_goes_on_elsewhere_from_its_last_checkpoint(
     assert steps == sorted(set(steps)) and steps[0] == 0
 
 
+def froze_between_saves(trainer: int, folder: Path) -> bool:
+    """Stop the trainer, unless it writes a checkpoint just now: the next attempt would sweep that one away."""
+    os.kill(trainer, signal.SIGSTOP)
+    if not list(folder.glob(".*.tmp")) and len(list(folder.glob("*.pt"))) == len(list(folder.glob("*.json"))):
+        return True
+    os.kill(trainer, signal.SIGCONT)
+    return False
+
+
 def test_a_worker_frozen_and_thawed_writes_nothing_that_counts(
     gptjobs: Commands, workers: Workers, store: Store
 ) -> None:
@@ -76,7 +85,7 @@ def test_a_worker_frozen_and_thawed_writes_nothing_that_counts(
     eventually(lambda: newest_step(gptjobs, job) >= 50)
     (trainer,) = trainers(job)
     workers.start("second")
-    os.kill(trainer, signal.SIGSTOP)
+    eventually(lambda: froze_between_saves(trainer, gptjobs.layout.job_checkpoints(job)))
     os.kill(first.pid, signal.SIGSTOP)
     eventually(lambda: store.get(job).attempt == 2 and len(checkpoint.attempts(gptjobs.layout, job)) == 2, 40)
     second = checkpoint.attempts(gptjobs.layout, job)[-1]
