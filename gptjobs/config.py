@@ -6,7 +6,7 @@ fields here: a new hyperparameter is one line.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from gptjobs.errors import Refused, UsageError
@@ -380,8 +380,3 @@ def out_of_bounds(each: "Field[Any]", value: Any) -> str | None:
 def merge(*layers: Overrides) -> dict[str, Given]:
     """Later layers over earlier ones."""
     return {name: given for layer in layers for name, given in layer.items()}
-
-
-def replaced(settled: Settled, **changes: Any) -> Settled:
-    """The same settings with some values of TrainConfig changed, for tests and benchmarks."""
-    return replace(settled, train=replace(settled.train, **changes))

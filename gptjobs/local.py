@@ -88,13 +88,13 @@ class Child:
     def has_ended(self) -> bool:
         return self.process.poll() is not None
 
-    def stop(self, limit_s: float) -> None:
-        """SIGTERM; after `limit_s`, or at Ctrl-C meanwhile, SIGKILL."""
+    def stop(self) -> None:
+        """SIGTERM; after the child's limit, or at Ctrl-C meanwhile, SIGKILL."""
         if self.has_ended:
             return
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(limit_s)
+            self.process.wait(_stop_limit(self.name))
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             self.process.kill()
             self.process.wait()
@@ -148,7 +148,7 @@ class Stack:
 
     def _stop(self) -> None:
         for child in reversed(self._children):
-            child.stop(_stop_limit(child.name))
+            child.stop()
         self._children.clear()
         if self._lock is not None:
             self._lock.close()

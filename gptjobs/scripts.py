@@ -20,6 +20,16 @@ if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return 'fenced' end
 if redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[3] then return 'fenced' end
 """
 
+# Takes the job out of the leased ones, and rings anew if it is queued `after`; closes finish and reap.
+_LEAVE = """
+redis.call('SREM', KEYS[3], ARGV[1])
+if after == 'queued' then
+    redis.call('HINCRBY', KEYS[1], 'serial', 1)
+    redis.call('SADD', KEYS[2], ARGV[1])
+end
+return after
+"""
+
 # KEYS: job. ARGV: id, token, nonce, progress or ''
 RENEW = (
     _HOLDER_ONLY
@@ -47,17 +57,13 @@ end
 redis.call('HSET', KEYS[1], 'state', after, 'reason', reason, 'fruitless', ARGV[6], 'nonce', '',
            'ended', ARGV[3] .. ' ' .. after)
 if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[7]) end
-redis.call('SREM', KEYS[3], ARGV[1])
-if after == 'queued' then
-    redis.call('HINCRBY', KEYS[1], 'serial', 1)
-    redis.call('SADD', KEYS[2], ARGV[1])
-end
-return after
 """
+    + _LEAVE
 )
 
 # KEYS: job, waiting, leased. ARGV: id, token, beat, reason
-REAP = """
+REAP = (
+    """
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return nil end
 if redis.call('HGET', KEYS[1], 'beat') ~= ARGV[3] then return nil end
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -65,13 +71,9 @@ local after = ({running = 'queued', cancelling = 'cancelled', pausing = 'paused'
 if not after then return nil end
 redis.call('HINCRBY', KEYS[1], 'token', 1)
 redis.call('HSET', KEYS[1], 'state', after, 'nonce', '', 'reason', ARGV[4])
-redis.call('SREM', KEYS[3], ARGV[1])
-if after == 'queued' then
-    redis.call('HINCRBY', KEYS[1], 'serial', 1)
-    redis.call('SADD', KEYS[2], ARGV[1])
-end
-return after
 """
+    + _LEAVE
+)
 
 # KEYS: job, waiting. ARGV: id, reason
 CANCEL = """

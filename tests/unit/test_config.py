@@ -18,7 +18,6 @@ from gptjobs.config import (
     Settled,
     TrainConfig,
     merge,
-    replaced,
     settle,
 )
 from gptjobs.errors import Refused, UsageError
@@ -282,7 +281,7 @@ def test_a_plan_from_a_later_version_reads_without_what_it_added():
 
 
 def test_a_plan_from_an_earlier_version_reads_with_defaults():
-    record = replace(a_plan(), settled=replaced(PARENT, log_interval=99)).to_dict()
+    record = replace(a_plan(), settled=replace(PARENT, train=replace(PARENT.train, log_interval=99))).to_dict()
     del record["train"]["log_interval"]
     assert Plan.from_dict(record).settled.train.log_interval == TrainConfig().log_interval
 
