@@ -11,17 +11,19 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gptjobs import durable
 from gptjobs.config import Plan, Settled, known
 from gptjobs.errors import NotFound, Refused
+from gptjobs.foreign import OWN
 from gptjobs.layout import Layout, parse_checkpoint_name
 
 SCHEMA = 1
 GOOD = "good"
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 _READ_BYTES = 1 << 22
 
 
@@ -49,7 +51,8 @@ class Cursor:
 class Manifest:
     """What is known of a checkpoint; written last, it commits the file."""
 
-    job: str
+    job: str | None
+    """that wrote it; None for a checkpoint of another program"""
     token: int
     step: int
     tokens: int
@@ -57,7 +60,8 @@ class Manifest:
     cursor: Cursor
     settled: Settled
     data_name: str
-    data_digest: str
+    data_digest: str | None
+    """SHA-256 of the source; None where it is not known"""
     parent: str | None
     """the checkpoint before it, relative to the root"""
     size: int
@@ -65,6 +69,14 @@ class Manifest:
     versions: Mapping[str, str]
     status: str = GOOD
     reason: str | None = None
+    layout: str = OWN
+    """how the file's tensors are laid out, see foreign.py"""
+    has_moments: bool = True
+    """whether the optimizer's state is in the file"""
+    written_at: float | None = None
+    """seconds since the epoch, for people"""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """where the facts about a checkpoint of another program come from"""
 
     def goes_on_in_order(self, plan: Plan) -> bool:
         """Whether the plan's order of windows is this checkpoint's, so that its place in it holds."""
@@ -79,6 +91,7 @@ class Manifest:
             "cursor": asdict(self.cursor),
             "settled": self.settled.to_dict(),
             "versions": dict(self.versions),
+            "sources": dict(self.sources),
         }
         return {"schema": SCHEMA, **record}
 
@@ -93,10 +106,12 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A committed checkpoint; `name` is relative to the root."""
+    """A committed checkpoint; `name` is relative to the root. One that `lies_at` another program's file is not
+    yet committed: see adoption.py."""
 
     name: str
     manifest: Manifest
+    lies_at: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As `checkpoints list --json` shows it."""
@@ -107,6 +122,8 @@ class Checkpoint:
             "step": manifest.step,
             "tokens": manifest.tokens,
             "losses": asdict(manifest.losses),
+            "layout": manifest.layout,
+            "has_moments": manifest.has_moments,
             "status": manifest.status,
             "size": manifest.size,
             "sha256": manifest.sha256,
@@ -124,8 +141,7 @@ def read(layout: Layout, name: str) -> Checkpoint:
     if not path.is_file():
         raise NotFound(f"there is no checkpoint {name}", hint="gptjobs checkpoints list")
     try:
-        record = json.loads(manifest_path(path).read_bytes())
-        return Checkpoint(name=name, manifest=Manifest.from_dict(record))
+        return Checkpoint(name=name, manifest=read_manifest(path))
     except FileNotFoundError:
         raise NotFound(
             f"{name} has no manifest {manifest_path(path).name} beside it, so it was never committed",
@@ -133,6 +149,11 @@ def read(layout: Layout, name: str) -> Checkpoint:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(f"the manifest of {name} cannot be read: {error!r}") from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """That beside the file `path`."""
+    return Manifest.from_dict(json.loads(manifest_path(path).read_bytes()))
 
 
 def verify(layout: Layout, checkpoint: Checkpoint) -> None:
@@ -148,7 +169,7 @@ def verify(layout: Layout, checkpoint: Checkpoint) -> None:
 def _corrupt(checkpoint: Checkpoint, why: str) -> Refused:
     return Refused(
         f"the checkpoint {checkpoint.name} is corrupt: {why}",
-        hint=f"an earlier one: gptjobs checkpoints list {checkpoint.manifest.job}",
+        hint=f"an earlier one: gptjobs checkpoints list {checkpoint.manifest.job or ''}".rstrip(),
     )
 
 
@@ -160,6 +181,19 @@ def sha256_of(path: Path, advance: Callable[[int], None] = lambda count: None) -
             digest.update(chunk)
             advance(len(chunk))
     return digest.hexdigest()
+
+
+def brought(layout: Layout) -> list[Checkpoint]:
+    """The committed checkpoints below checkpoints/ that no job of this root wrote, by name."""
+    found = []
+    for top in sorted(layout.checkpoints.iterdir()):
+        if layout.job_file(top.name).exists():
+            continue
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.suffix in SUFFIXES and manifest_path(path).is_file():
+                with suppress(Refused):
+                    found.append(read(layout, path.relative_to(layout.root).as_posix()))
+    return found
 
 
 def of_job(layout: Layout, job: str) -> list[Checkpoint]:

@@ -19,6 +19,9 @@ SCHEDULES = ("constant", "cosine", "linear")
 HELD_OUT_PART = 10
 """One in so many tokens, the data's tail, is held out for validation."""
 PRECISIONS = ("auto", "float32", "bfloat16")
+ACTIVATIONS = ("gelu_tanh", "gelu")
+NOT_SAID = "the file does not say"
+"""The origin of a value in a checkpoint of another program that stands for one that nobody knows."""
 
 
 def _hyper(
@@ -57,6 +60,9 @@ class ModelConfig:
     n_embd: int = _hyper(768, "Width of the residual stream.", low=1, high=65536)
     n_positions: int = _hyper(1024, "Rows of the position table: the longest block.", low=1, high=1 << 20)
     vocab_size: int = _hyper(50257, "Rows of the token table; follows from the encoding.", low=1, high=65536)
+    activation: str = _hyper("gelu_tanh", "GELU by its tanh approximation, or exact.", choices=ACTIVATIONS)
+    bias: bool = _hyper(True, "Biases in linear layers and norms.")
+    tied: bool = _hyper(True, "One table for tokens that go in and that come out.")
 
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
@@ -156,6 +162,10 @@ class Settled:
     def end_step(self) -> int:
         return self.start_step + self.train.steps
 
+    def knows(self, name: str) -> bool:
+        """Whether the value is one that somebody set, not only what stands for an unknown one."""
+        return self.origins.get(name) != NOT_SAID
+
     def evaluates_at(self, step: int) -> bool:
         return step in (self.start_step, self.end_step) or step % self.train.eval_interval == 0
 
@@ -233,10 +243,10 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
         _put_preset(put, overrides)
     else:
         for name, value in (asdict(parent.model) | asdict(parent.train)).items():
-            put(name, value, "checkpoint")
+            put(name, value, "checkpoint" if parent.knows(name) else "default")
         put("grow_positions", False, "default")
         _refuse_another_shape(parent, overrides)
-        if parent.end_step > parent_step:
+        if parent.end_step > parent_step and parent.knows("steps"):
             put("steps", parent.end_step - parent_step, "checkpoint: what was left")
         else:
             put("steps", TRAIN_FIELDS["steps"].default, "default")
@@ -248,7 +258,8 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
     if origins["min_learning_rate"] == "default":
         put("min_learning_rate", values["learning_rate"] / 10, "a tenth of the peak")
     _check_together(values)
-    put("vocab_size", VOCABULARY[values["encoding"]], f"encoding {values['encoding']}")
+    if parent is None:
+        put("vocab_size", VOCABULARY[values["encoding"]], f"encoding {values['encoding']}")
     if values["decay_steps"] == 0:
         end = parent_step + values["steps"]
         put("decay_steps", max(1, end - values["schedule_start"]), "to the job's end")

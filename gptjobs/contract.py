@@ -1,12 +1,13 @@
 """The resume contract: what continues, what changes and what resets, said before anything is queued."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gptjobs.checkpoint import Checkpoint
-from gptjobs.config import Plan
+from gptjobs.checkpoint import Checkpoint, Manifest
+from gptjobs.config import VOCABULARY, Plan, Settled
+from gptjobs.foreign import OWN
 
+_MAIN = ("batch_size", "block_size", "learning_rate", "weight_decay", "dropout")
 # they follow from the others, which the contract shows
 _DERIVED = ("decay_steps", "min_learning_rate", "schedule_start", "steps", "grow_positions")
 
@@ -15,6 +16,7 @@ _DERIVED = ("decay_steps", "min_learning_rate", "schedule_start", "steps", "grow
 class Change:
     name: str
     before: Any
+    """None where a checkpoint of another program does not say"""
     after: Any
     origin: str
 
@@ -27,10 +29,12 @@ class Contract:
     parent: str
     step: int
     end_step: int
+    reads: tuple[str, ...]
+    """what a checkpoint of another program was taken for"""
     continues: tuple[str, ...]
     changes: tuple[Change, ...]
     resets: tuple[str, ...]
-    rate_before: float
+    rate_before: float | None
     rate_after: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -40,12 +44,16 @@ class Contract:
 def contract(plan: Plan, parent: Checkpoint) -> Contract:
     manifest, settled = parent.manifest, plan.settled
     old, new = manifest.settled.train, settled.train
-    changes = _changes(asdict(manifest.settled.model), asdict(settled.model), settled.origins)
-    changes += _changes(asdict(old), asdict(new), settled.origins)
-    continues = [f"weights of step {manifest.step}, {_losses(parent)}", "the optimizer's moments"]
-    continues.append(f"steps: {settled.start_step} → {settled.end_step}, {manifest.tokens:,} tokens so far")
+    continues = [f"weights of step {manifest.step}, {_losses(parent)}"]
     resets = []
-    if manifest.data_digest != plan.data_digest:
+    if manifest.has_moments:
+        continues.append("the optimizer's moments")
+    else:
+        resets.append("the optimizer's moments: the file has none that fit")
+    continues.append(f"steps: {settled.start_step} → {settled.end_step}, {manifest.tokens:,} tokens so far")
+    if manifest.data_digest is None:
+        resets.append("the place in the data: the file does not tell it; from the data's first window")
+    elif manifest.data_digest != plan.data_digest:
         resets.append("the place in the data: other data, from its first window")
     elif not manifest.goes_on_in_order(plan):
         order = f"seed {new.seed} has" if old.seed != new.seed else f"windows of {new.block_size} tokens have"
@@ -60,27 +68,52 @@ def contract(plan: Plan, parent: Checkpoint) -> Contract:
         parent=parent.name,
         step=settled.start_step,
         end_step=settled.end_step,
+        reads=tuple(reads(manifest)) if manifest.layout != OWN else (),
         continues=tuple(continues),
-        changes=tuple(changes),
+        changes=tuple(_changes(manifest.settled, settled)),
         resets=tuple(resets),
-        rate_before=old.learning_rate_at(settled.start_step),
+        rate_before=old.learning_rate_at(settled.start_step) if manifest.settled.knows("learning_rate") else None,
         rate_after=new.learning_rate_at(settled.start_step),
     )
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], origins: Mapping[str, str]) -> list[Change]:
-    return [
-        Change(name=name, before=old[name], after=value, origin=origins[name])
-        for name, value in new.items()
-        if name not in _DERIVED and old[name] != value
-    ]
+def _changes(old: Settled, new: Settled) -> list[Change]:
+    """What the job has otherwise than the checkpoint; of what the checkpoint does not say, what matters most."""
+    before, after = (asdict(each.model) | asdict(each.train) for each in (old, new))
+    found = []
+    for name, value in after.items():
+        if name in _DERIVED:
+            continue
+        origin = new.origins[name]
+        if not old.knows(name) and (name in _MAIN or origin != "default"):
+            found.append(Change(name=name, before=None, after=value, origin=origin))
+        elif old.knows(name) and before[name] != value:
+            found.append(Change(name=name, before=before[name], after=value, origin=origin))
+    return found
 
 
 def _losses(parent: Checkpoint) -> str:
     losses = parent.manifest.losses
     if losses.val_loss is None:
         return "no validation loss"
-    return f"validation loss {losses.val_loss:.4f} at context {losses.eval_context}"
+    context = "" if losses.eval_context is None else f" at context {losses.eval_context}"
+    return f"validation loss {losses.val_loss:.4f}{context}"
+
+
+def reads(manifest: Manifest) -> list[str]:
+    """What a checkpoint of another program was taken for, and by what sign."""
+    model, encoding = manifest.settled.model, manifest.settled.train.encoding
+    facts = [
+        ("step", f"step {manifest.step}"),
+        ("n_head", f"{model.n_layer} layers of width {model.n_embd}, {model.n_head} heads"),
+        ("activation", "exact GELU" if model.activation == "gelu" else "GELU by its tanh approximation"),
+        ("encoding", f"encoding {encoding}"),
+    ]
+    lines = [manifest.layout] + [f"{words}  ({manifest.sources[fact]})" for fact, words in facts]
+    spare = model.vocab_size - VOCABULARY[encoding]
+    kept = ["no biases"] * (not model.bias) + ["a head of its own"] * (not model.tied)
+    kept += [f"{spare} rows beyond the vocabulary"] * (spare > 0)
+    return lines + (["kept: " + ", ".join(kept)] if kept else [])
 
 
 def schedule_in_words(plan: Plan) -> str:
@@ -97,7 +130,10 @@ def schedule_in_words(plan: Plan) -> str:
 
 def in_words(made: Contract) -> str:
     """For a terminal of 80 columns or more."""
-    lines = [f"resume {made.parent}", f"       step {made.step} → {made.end_step}", "CONTINUES"]
+    lines = [f"resume {made.parent}", f"       step {made.step} → {made.end_step}"]
+    if made.reads:
+        lines += ["READS", *(f"  {each}" for each in made.reads)]
+    lines.append("CONTINUES")
     lines += [f"  {each}" for each in made.continues]
     if made.changes:
         lines.append("CHANGES")
@@ -109,9 +145,12 @@ def in_words(made: Contract) -> str:
     if made.resets:
         lines.append("RESETS")
         lines += [f"  {each}" for each in made.resets]
-    lines.append(f"LEARNING RATE of the first update: {made.rate_before:.3g} before, {made.rate_after:.3g} after")
+    before = "unknown" if made.rate_before is None else f"{made.rate_before:.3g}"
+    lines.append(f"LEARNING RATE of the first update: {before} before, {made.rate_after:.3g} after")
     return "\n".join(lines)
 
 
 def _value(value: Any) -> str:
+    if value is None:
+        return "not said"
     return f"{value:g}" if isinstance(value, float) else str(value)

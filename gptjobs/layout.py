@@ -38,6 +38,14 @@ def stamp(seconds: float) -> str:
     return time.strftime("%m%d%Y_%H%M%S", time.localtime(seconds))
 
 
+def seconds_of_stamp(text: str) -> float | None:
+    """Since the epoch; None for a stamp that is no date."""
+    try:
+        return time.mktime(time.strptime(text, "%m%d%Y_%H%M%S"))
+    except (ValueError, OverflowError):
+        return None
+
+
 def checkpoint_name(dataset: str, step: int, seconds: float) -> str:
     return f"checkpoint_gpt2_{dataset}_step{step:06d}_{stamp(seconds)}.pt"
 

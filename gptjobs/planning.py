@@ -15,15 +15,19 @@ from gptjobs.layout import Layout, dataset_name
 from gptjobs.reference import find_checkpoint
 
 
-def plan(layout: Layout, spec: JobSpec, source: Path | None = None) -> tuple[Plan, Checkpoint | None]:
-    """The plan of a job and the checkpoint it starts from. `source` is where the data is, if it is to be
-    copied to its name in the root. Raises UsageError, Refused or NotFound with what stands against it; reads
-    the source once, for its SHA-256, where the request does not name it."""
-    parent = find_checkpoint(layout, spec.parent) if spec.parent else None
+def plan(
+    layout: Layout, spec: JobSpec, source: Path | None = None, parent: Checkpoint | None = None
+) -> tuple[Plan, Checkpoint | None]:
+    """The plan of a job and the checkpoint it starts from, which is `parent` where that was found already.
+    `source` is where the data is, if it is to be copied to its name in the root. Raises UsageError, Refused or
+    NotFound with what stands against it; reads the source once, for its SHA-256, where the request does not
+    name it."""
+    if parent is None and spec.parent is not None:
+        parent = find_checkpoint(layout, spec.parent)
     if parent is not None and parent.manifest.status != GOOD:
         raise Refused(
             f"the checkpoint {parent.name} is {parent.manifest.status}: {parent.manifest.reason}",
-            hint=f"another one: gptjobs checkpoints list {parent.manifest.job}",
+            hint="another one: gptjobs checkpoints list",
         )
     if parent is None:
         settled = settle(spec.overrides)
@@ -31,10 +35,11 @@ def plan(layout: Layout, spec: JobSpec, source: Path | None = None) -> tuple[Pla
         settled = settle(spec.overrides, parent=parent.manifest.settled, parent_step=parent.manifest.step)
     source = source or layout.path(data_named(settled))
     digest = spec.data_digest or _digest(layout, settled, parent, source)
-    if parent is not None and digest != parent.manifest.data_digest and not spec.accept_data_change:
+    trained_on = parent.manifest.data_digest if parent is not None else None
+    if parent is not None and trained_on and trained_on != digest and not spec.accept_data_change:
         raise Refused(
             f"the data {settled.train.data} is not what the checkpoint was trained on: SHA-256 {digest[:12]}…, "
-            f"not {parent.manifest.data_digest[:12]}… of {parent.manifest.data_name}",
+            f"not {trained_on[:12]}… of {parent.manifest.data_name}",
             hint="--accept-data-change trains on it, from its beginning",
         )
     made = Plan(
@@ -61,8 +66,8 @@ def token_file_of(layout: Layout, made: Plan) -> Path:
 
 
 def _digest(layout: Layout, settled: Settled, parent: Checkpoint | None, source: Path) -> str:
-    if parent is not None and not source.exists():
-        manifest = parent.manifest
+    manifest = parent.manifest if parent is not None else None
+    if manifest is not None and manifest.data_digest is not None and not source.exists():
         kept = layout.token_file(manifest.data_name, manifest.data_digest, settled.train.encoding)
         if settled.train.data == manifest.settled.train.data and tokens.read_manifest(kept):
             return manifest.data_digest

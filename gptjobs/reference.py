@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from gptjobs import checkpoint
+from gptjobs import adoption, checkpoint, foreign
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.errors import NotFound, Refused, UsageError
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
-from gptjobs.unpickle import describe
 
 NEWEST = "@"
 
@@ -60,28 +59,27 @@ def jobs_on_record(layout: Layout) -> list[Known]:
 
 
 def find_checkpoint(layout: Layout, reference: str, folder: Path | None = None) -> Checkpoint:
-    """The committed checkpoint that `reference` means: a path, from `folder` (a client's) or the root, or
-    JOB@best, JOB@last, JOB@STEP."""
-    if "@" in reference and not reference.endswith(".pt"):
+    """The checkpoint that `reference` means: a path, from `folder` (a client's) or the root, or JOB@best,
+    JOB@last, JOB@STEP. One of another program, or from outside the root, is still to be committed."""
+    if "@" in reference and not reference.endswith(checkpoint.SUFFIXES):
         job, _, which = reference.rpartition("@")
         return _of_job(layout, pick(job or NEWEST, jobs_on_record(layout)), which)
     for path in ((folder or layout.root) / reference, layout.root / reference):
-        if path.is_file():
-            name = layout.inside(path)
-            if name is None:
-                raise Refused(
-                    f"{reference} lies outside the storage root {layout.root}",
-                    hint="copy it with its manifest below checkpoints/ there: other hosts see only the root",
-                )
-            if not checkpoint.manifest_path(path).exists():
-                describe(path)  # a pickle that names code is said to be that first
-            return checkpoint.read(layout, name)
-    if reference.endswith(".pt") or "/" in reference:
+        if path.is_file() or foreign.is_folder(path):
+            return _at(layout, foreign.weights_in(path))
+    if reference.endswith(checkpoint.SUFFIXES) or "/" in reference:
         raise NotFound(f"there is no checkpoint {reference}", hint="gptjobs checkpoints list")
     raise NotFound(
         f"'{reference}' is no checkpoint",
         hint=f"a path, {reference}@best, {reference}@last or {reference}@STEP",
     )
+
+
+def _at(layout: Layout, path: Path) -> Checkpoint:
+    name = layout.inside(path)
+    if not checkpoint.manifest_path(path).exists():
+        return adoption.adopt(layout, path)
+    return adoption.bring(layout, path) if name is None else checkpoint.read(layout, name)
 
 
 def _of_job(layout: Layout, job: str, which: str) -> Checkpoint:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from gptjobs import checkpoint, durable, planning, record
+from gptjobs import adoption, checkpoint, durable, planning, record
 from gptjobs.config import Plan
 from gptjobs.data import tokens
 from gptjobs.errors import GptjobsError
@@ -85,7 +85,9 @@ class Attempt:
     def _settled_plan(self) -> Plan:
         """`config.json`, made by the first attempt and never changed."""
         if record.read_plan(self._layout, self._spec.id) is None:
-            made, _ = planning.plan(self._layout, self._spec)
+            made, parent = planning.plan(self._layout, self._spec)
+            if parent is not None:
+                adoption.commit(self._layout, parent)
             with suppress(FileExistsError):
                 durable.create(self._layout.config_file(made.job), durable.to_json(made.to_dict()))
         plan = record.read_plan(self._layout, self._spec.id)

@@ -1,19 +1,22 @@
 """`gptjobs checkpoints`: what can be resumed from."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from gptjobs import checkpoint
+from gptjobs import adoption, checkpoint, contract, foreign
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.place import Place, json_option, pass_place
+from gptjobs.config import ACTIVATIONS, VOCABULARY, Given, option
+from gptjobs.errors import GptjobsError, NotFound, Refused
 from gptjobs.reference import find_checkpoint, jobs_on_record, pick
 
 
 @click.group("checkpoints")
 def group() -> None:
-    """What jobs wrote, and what can be resumed from."""
+    """What jobs and other programs wrote, and what can be resumed from."""
 
 
 @group.command("list", epilog="Example: gptjobs checkpoints list @")
@@ -21,10 +24,12 @@ def group() -> None:
 @json_option
 @pass_place
 def list_checkpoints(place: Place, job: str | None, as_json: bool) -> None:
-    """The checkpoints of a job, or of all jobs, by step. Needs no Redis."""
+    """The checkpoints of a job, or of all jobs and all that were imported. Needs no Redis."""
     jobs = sorted(jobs_on_record(place.layout), key=lambda each: each.submitted_at)
     ids = [pick(job, jobs)] if job else [each.id for each in jobs]
-    found = [each for id in ids for each in checkpoint.counting(place.layout, id)]
+    of_jobs = {id: checkpoint.counting(place.layout, id) for id in ids}
+    brought = checkpoint.brought(place.layout) if job is None else []
+    found = [each for checkpoints in of_jobs.values() for each in checkpoints] + brought
     if as_json:
         output.as_json({"checkpoints": [each.to_dict() for each in found]})
         return
@@ -33,17 +38,19 @@ def list_checkpoints(place: Place, job: str | None, as_json: bool) -> None:
         return
     names = {each.name: each.id for each in jobs if each.name}  # the newest of a name has it
     called = {id: name for name, id in names.items()}
-    output.table(
-        ("REFERENCE", "STEP", "TOKENS", "TRAIN", "VAL", "CONTEXT", "SIZE", "STATUS"),
-        [_row(each, called.get(each.manifest.job, each.manifest.job)) for each in found],
-        right=(1, 2, 3, 4, 5, 6),
-    )
+    rows = [_row(each, f"{called.get(id, id)}@{each.manifest.step}") for id in ids for each in of_jobs[id]]
+    _table(rows + [_row(each, each.name) for each in brought])
 
 
-def _row(each: Checkpoint, job: str) -> tuple[str, ...]:
+def _table(rows: list[tuple[str, ...]]) -> None:
+    headers = ("REFERENCE", "STEP", "TOKENS", "TRAIN", "VAL", "CONTEXT", "SIZE", "STATUS")
+    output.table(headers, rows, right=(1, 2, 3, 4, 5, 6))
+
+
+def _row(each: Checkpoint, reference: str) -> tuple[str, ...]:
     manifest = each.manifest
     return (
-        f"{job}@{manifest.step}",
+        reference,
         str(manifest.step),
         f"{manifest.tokens:,}",
         output.number(manifest.losses.train_loss, ".4f"),
@@ -61,22 +68,97 @@ def _row(each: Checkpoint, job: str) -> tuple[str, ...]:
 def show(place: Place, reference: str, as_json: bool) -> None:
     """One checkpoint, by path or JOB@best, JOB@last, JOB@STEP. Needs no Redis."""
     found = find_checkpoint(place.layout, reference, Path.cwd())
-    manifest = found.manifest
     if as_json:
-        output.as_json({**found.to_dict(), "manifest": manifest.to_dict()})
+        output.as_json({**found.to_dict(), "manifest": found.manifest.to_dict()})
         return
+    _show(found)
+    if found.lies_at is not None:
+        output.say("not imported yet; submit resume --from does it, as does gptjobs checkpoints import")
+
+
+def _show(found: Checkpoint) -> None:
+    manifest = found.manifest
     losses, model = manifest.losses, manifest.settled.model
+    writer = f"job {manifest.job}" if manifest.job else manifest.layout
+    context = "" if losses.eval_context is None else f" at context {losses.eval_context}"
+    data = manifest.settled.train.data or manifest.data_name
     output.result(found.name)
-    output.result(f"  step {manifest.step}, {manifest.tokens:,} tokens, of job {manifest.job}")
+    output.result(f"  step {manifest.step}, {manifest.tokens:,} tokens, of {writer}")
     output.result(
         f"  train loss {output.number(losses.train_loss, '.4f')}, val loss "
-        f"{output.number(losses.val_loss, '.4f')} at context {losses.eval_context}"
+        f"{output.number(losses.val_loss, '.4f')}{context}"
     )
     output.result(
         f"  {model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, {model.n_positions} positions, "
         f"{model.vocab_size} tokens"
     )
-    output.result(f"  data {manifest.settled.train.data}, SHA-256 {manifest.data_digest}")
+    if manifest.layout != foreign.OWN:
+        for line in contract.reads(manifest):
+            output.result(f"  {line}")
+    output.result(f"  optimizer's moments: {'there' if manifest.has_moments else 'none that fit'}")
+    output.result(f"  data {data}, SHA-256 {manifest.data_digest or 'unknown'}")
     output.result(f"  {output.size(manifest.size)}, SHA-256 {manifest.sha256}")
-    output.result(f"  parent {manifest.parent or 'none: from scratch'}")
+    output.result(f"  parent {manifest.parent or ('none: from scratch' if manifest.job else 'unknown')}")
     output.result(f"  status {manifest.status}" + (f": {manifest.reason}" if manifest.reason else ""))
+
+
+@group.command("import", epilog="Example: gptjobs checkpoints import ~/nanoGPT/out/ckpt.pt")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--n-head", type=click.IntRange(1), help="Attention heads, where the file does not say.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), help="Which GELU, where the file does not say.")
+@click.option("--encoding", type=click.Choice(list(VOCABULARY)), help="Where the table of tokens does not tell.")
+@json_option
+@pass_place
+def import_checkpoints(place: Place, /, paths: tuple[Path, ...], as_json: bool, **told: Any) -> None:
+    """Adopt checkpoints of other programs: nanoGPT's, state dicts, Hugging Face GPT-2 folders.
+
+    A PATH is a file, a Hugging Face folder, or a folder full of checkpoints. A file stays as it is and gets a
+    manifest beside it that says where each fact comes from; one from outside the storage root is copied below
+    checkpoints/imported/. `submit resume --from FILE` does the same for one file.
+    """
+    said = {name: Given(value, option(name)) for name, value in told.items() if value is not None}
+    files = [each for path in paths for each in _not_yet_imported(path)]
+    imported: list[Checkpoint] = []
+    refused: list[GptjobsError] = []
+    with output.bytes_bar(sum(each.stat().st_size for each in files), f"importing {len(files)}") as advance:
+        for each in files:
+            try:
+                imported.append(adoption.commit(place.layout, adoption.adopt(place.layout, each, said, advance)))
+            except GptjobsError as error:
+                refused.append(error)
+    if as_json:
+        output.as_json(
+            {"imported": [each.to_dict() for each in imported], "refused": [each.message for each in refused]}
+        )
+    elif len(imported) == 1:
+        _show(imported[0])
+    elif imported:
+        _table([_row(each, each.name) for each in imported])
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        reasons = "\n".join(f"  {each.message}" for each in refused)
+        raise Refused(f"{len(refused)} of {len(files)} files were not imported:\n{reasons}", hint=refused[0].hint)
+    if imported and not as_json:
+        output.say(f"next: gptjobs submit resume --from {imported[-1].name} --data FILE")
+
+
+def _not_yet_imported(path: Path) -> list[Path]:
+    """The files of tensors that a path means, without those that have a manifest."""
+    if not path.exists():
+        raise NotFound(f"there is no file or folder {path}")
+    if path.is_dir() and not foreign.is_folder(path):
+        inside = [each for each in sorted(path.iterdir()) if foreign.is_folder(each) or _is_checkpoint(each)]
+        if not inside:
+            raise NotFound(f"no checkpoint lies in {path}", hint=f"files ending in {', '.join(checkpoint.SUFFIXES)}")
+    else:
+        inside = [path]
+    files = [foreign.weights_in(each) for each in inside]
+    done = [each for each in files if checkpoint.manifest_path(each).exists()]
+    for each in done:
+        output.say(f"{each} has a manifest already")
+    return [each for each in files if each not in done]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_file() and path.suffix in checkpoint.SUFFIXES and not path.name.startswith(".")

@@ -1,7 +1,5 @@
 """`gptjobs data`: text, tokens and encodings."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -34,9 +32,9 @@ def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool)
         if not source.is_file():
             raise NotFound(f"there is no file {file}")
         size = source.stat().st_size
-        with _bar(size, f"reading {source.name}") as advance:
+        with output.bytes_bar(size, f"reading {source.name}") as advance:
             digest = tokens.digest_of(source, advance)
-        with _bar(size, f"encoding {source.name}") as advance:
+        with output.bytes_bar(size, f"encoding {source.name}") as advance:
             manifest = tokens.prepare(place.layout, source, digest, encoding, advance)
         path = place.layout.token_file(dataset_name(source.name), digest, encoding)
         name = path.relative_to(place.layout.root).as_posix()
@@ -45,18 +43,6 @@ def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool)
             output.result(f"{name}  {manifest.token_count:,} tokens")
     if as_json:
         output.as_json({"prepared": made})
-
-
-@contextmanager
-def _bar(size: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar over `size` bytes on a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not output.is_terminal()) as progress:
-        task = progress.add_task(label, total=size)
-        yield lambda count: progress.advance(task, count)
 
 
 @group.command("encoding", epilog="Example: gptjobs data encoding")

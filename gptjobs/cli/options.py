@@ -54,10 +54,10 @@ def _option(name: str, each: "Field[Any]", variable: str | None, resume: bool) -
     default = bounds["shown"] or each.default
     if resume:
         default = f"what was left, or {each.default}" if name == "steps" else ""  # the checkpoint's, says the help
-    shown = "" if default == "" or default is False else f"  [default: {default}]"
-    names = [option(name)]
+    shown = "" if default == "" or kind is bool else f"  [default: {default}]"
+    switch = f"{option(name)}/--no-{option(name)[2:]}"
     return click.option(
-        *names,
+        switch if each.default is True else option(name),
         name,
         type=type_,
         is_flag=kind is bool,

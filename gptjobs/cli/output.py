@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -70,3 +71,15 @@ def when(seconds: float) -> str:
 
 def is_terminal() -> bool:
     return sys.stderr.isatty()
+
+
+@contextmanager
+def bytes_bar(size: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar over `size` bytes on a terminal; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not is_terminal()) as progress:
+        task = progress.add_task(label, total=size)
+        yield lambda count: progress.advance(task, count)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gptjobs import checkpoint, contract, durable, planning, record
+from gptjobs import adoption, checkpoint, contract, durable, foreign, planning, record
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
@@ -20,7 +20,6 @@ from gptjobs.errors import NotFound, NoWorker, RedisUnreachable, Refused, UsageE
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
 from gptjobs.layout import Layout, is_name, new_job_id
 from gptjobs.reference import find_checkpoint
-from gptjobs.unpickle import describe
 
 
 @click.group("submit")
@@ -131,11 +130,12 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
     if place.layout.is_there:
         spec, outside = _named_in_root(place.layout, spec)
         if spec.parent is not None:
-            spec = replace(spec, parent=find_checkpoint(place.layout, spec.parent, Path.cwd()).name)
-        plan, parent = planning.plan(place.layout, spec, outside)
-        if parent is not None:
+            parent = find_checkpoint(place.layout, spec.parent, Path.cwd())
+            spec = replace(spec, parent=parent.name)
+        plan, _ = planning.plan(place.layout, spec, outside, parent)
+        if parent is not None and parent.lies_at is None:
             checkpoint.verify(place.layout, parent)
-            describe(place.layout.path(parent.name))
+            foreign.describe(place.layout.path(parent.name))
         spec = replace(spec, data_digest=plan.data_digest)
     else:
         _check_without_root(spec)
@@ -149,9 +149,19 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
             output.say(f"{outside} lies outside the root; its copy for all hosts is {target}")
         if not options["dry_run"]:
             _copy(outside, target)
+    if parent is not None and parent.lies_at is not None and talks:
+        output.say(_what_is_adopted(place.layout, parent))
     if not options["dry_run"]:
+        if parent is not None:
+            adoption.commit(place.layout, parent)
         _queue(place, spec, options["require_worker"], talks)
     _print_result(spec, plan, parent, options)
+
+
+def _what_is_adopted(layout: Layout, parent: Checkpoint) -> str:
+    if parent.lies_at is not None and layout.inside(parent.lies_at) is None:
+        return f"{parent.lies_at} lies outside the root; its copy for all hosts is {parent.name}"
+    return f"{parent.name} gets a manifest; the file stays as it is"
 
 
 def _check_without_root(spec: JobSpec) -> None:

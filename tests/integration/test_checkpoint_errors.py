@@ -146,11 +146,16 @@ def test_a_block_larger_than_the_position_table_is_refused_unless_it_may_grow(
 
 
 @pytest.mark.parametrize("path", ["../{}", "checkpoints/../../{}", "{}"])
-def test_a_checkpoint_outside_the_root_is_refused(gptjobs: Commands, checkpoint: Path, path: str) -> None:
+def test_a_checkpoint_outside_the_root_needs_its_manifest(gptjobs: Commands, checkpoint: Path, path: str) -> None:
     outside = gptjobs.layout.root.parent / checkpoint.name
     checkpoint.rename(outside)
     reference = str(outside) if path == "{}" else path.format(outside.name)
-    assert_refused(gptjobs, gptjobs(*RESUME, reference), 3, "outside the storage root", hint="below checkpoints/")
+    assert_refused(gptjobs, gptjobs(*RESUME, reference), 4, "no manifest", hint="copy its manifest too")
+    manifest_path(checkpoint).rename(manifest_path(outside))
+    done = gptjobs(*RESUME, reference, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "its copy for all hosts is checkpoints/imported/" in done.stderr
+    assert not (gptjobs.layout.checkpoints / "imported").exists()
 
 
 def test_other_data_than_the_checkpoint_was_trained_on_is_refused_until_accepted(

@@ -50,6 +50,7 @@ def test_nano_is_small_and_reads_bytes():
     settled = settle(typed(model="nano"))
     assert asdict(settled.model) == {
         "n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 1024, "vocab_size": 256,
+        "activation": "gelu_tanh", "bias": True, "tied": True,
     }  # fmt: skip
     assert settled.train.encoding == "bytes"
 

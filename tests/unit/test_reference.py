@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gptjobs.checkpoint import Losses, manifest_path
-from gptjobs.errors import NotFound, Refused, UnsafePickle, UsageError
+from gptjobs.checkpoint import Losses, manifest_path, read
+from gptjobs.errors import NotFound, UnsafePickle, UsageError
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
 from gptjobs.record import write_request
@@ -129,12 +129,14 @@ def test_where_a_worker_stands_means_nothing(
     assert find_checkpoint(layout, jobs[200]).manifest.step == 200
 
 
-def test_a_file_outside_the_root_is_refused(layout: Layout, jobs: dict[int, str], tmp_path: Path):
+def test_a_checkpoint_outside_the_root_is_to_be_copied_into_it(layout: Layout, jobs: dict[int, str], tmp_path: Path):
     outside = tmp_path / "copy.pt"
     outside.write_bytes(layout.path(jobs[100]).read_bytes())
     manifest_path(outside).write_bytes(manifest_path(layout.path(jobs[100])).read_bytes())
-    with pytest.raises(Refused, match="outside"):
-        find_checkpoint(layout, str(outside))
+    found = find_checkpoint(layout, str(outside))
+    assert (found.lies_at, found.manifest) == (outside, read(layout, jobs[100]).manifest)
+    assert found.name == f"checkpoints/imported/copy-{found.manifest.sha256[:8]}.pt"
+    assert not layout.path(found.name).exists()
 
 
 @pytest.mark.parametrize("reference", ["checkpoints/3f9a01/none.pt", "none.pt", "none/at/all"])
@@ -156,7 +158,8 @@ def zip_with_pickle(path: Path, content: bytes) -> None:
 
 def test_a_bare_file_without_a_manifest_was_never_committed(layout: Layout):
     path = layout.checkpoints / "bare.pt"
-    zip_with_pickle(path, pickle.dumps({"step": 1500}, protocol=2))
+    own = {"model": {"transformer.wpe.weight": 0, "transformer.h.0.attn.c_attn.weight": 0, "transformer.wte.weight": 0}}
+    zip_with_pickle(path, pickle.dumps({**own, "patience": {}, "config": {}}, protocol=2))
     with pytest.raises(NotFound, match="never committed"):
         find_checkpoint(layout, "checkpoints/bare.pt")
 

@@ -20,8 +20,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.n_head
         self.dropout = dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.residual_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,20 +38,21 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))))
+        return cast(Tensor, self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))))
 
 
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attn = Attention(config, dropout)
-        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = FeedForward(config, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,11 +70,12 @@ class GPT(nn.Module):
                 "wpe": nn.Embedding(config.n_positions, config.n_embd),
                 "drop": nn.Dropout(dropout),
                 "h": nn.ModuleList([Block(config, dropout) for _ in range(config.n_layer)]),
-                "ln_f": nn.LayerNorm(config.n_embd),
+                "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
             }
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight
+        if config.tied:
+            self.lm_head.weight = self.wte.weight
         self._initialise()
 
     @property

@@ -6,7 +6,6 @@ The manifest is the truth about everything but tensors.
 import hashlib
 import math
 import os
-import pickle
 import platform
 import time
 from contextlib import suppress
@@ -21,10 +20,11 @@ import gptjobs
 from gptjobs import durable
 from gptjobs.checkpoint import Checkpoint, Cursor, Losses, Manifest, manifest_path
 from gptjobs.config import Plan, TrainConfig
-from gptjobs.errors import GptjobsError, Refused, UnsafePickle
+from gptjobs.errors import GptjobsError, Refused
+from gptjobs.foreign import HEAD, POSITIONS, TOKENS
 from gptjobs.layout import Layout, checkpoint_name
 from gptjobs.progress import CheckpointWritten
-from worker.trainer import optim
+from worker.trainer import optim, stored
 from worker.trainer.device import Device
 from worker.trainer.model import GPT, INIT_STD
 
@@ -80,7 +80,7 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     model = GPT(plan.settled.model, train.dropout)
     saved: dict[str, Any] = {}
     if start is not None:
-        saved = _read(layout.path(start.name))
+        saved = stored.read(layout.path(start.name), start.manifest)
         _load_weights(model, saved["model"], start.name)
     model.to(device.place)
     state = TrainingState(model=model, optimizer=optim.adamw(model, train, device))
@@ -97,25 +97,18 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     return state
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Tensors and plain values only: torch refuses a pickle that names anything else, and runs none of it."""
-    try:
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise UnsafePickle(f"{path} was not opened: {str(error).splitlines()[0]}") from error
-    return loaded
-
-
 def _load_weights(model: GPT, saved: dict[str, Tensor], name: str) -> None:
     poisoned = [each for each, tensor in saved.items() if not torch.isfinite(tensor).all()]
     if poisoned:
         raise Refused(f"the checkpoint {name} is poisoned: {poisoned[0]} has values that are not finite")
-    table = saved["transformer.wpe.weight"]
+    table = saved[POSITIONS]
     missing = model.config.n_positions - table.shape[0]
     if missing > 0:
         rows = torch.empty(missing, table.shape[1]).normal_(std=INIT_STD)
-        saved = {**saved, "transformer.wpe.weight": torch.cat([table, rows])}
-    model.load_state_dict({**saved, "lm_head.weight": saved["transformer.wte.weight"]})
+        saved = {**saved, POSITIONS: torch.cat([table, rows])}
+    if model.config.tied:
+        saved = {**saved, HEAD: saved[TOKENS]}
+    model.load_state_dict(saved)
 
 
 def save(layout: Layout, plan: Plan, token: int, state: TrainingState) -> CheckpointWritten:
@@ -141,7 +134,9 @@ def save(layout: Layout, plan: Plan, token: int, state: TrainingState) -> Checkp
 def _write_tensors(folder: Path, plan: Plan, state: TrainingState) -> tuple[Path, int, str]:
     """Write the `.pt` under a name that no file has; the timestamp moves on where one has it."""
     content = {
-        "model": {k: v for k, v in state.model.state_dict().items() if k != "lm_head.weight"},
+        "model": {
+            name: each for name, each in state.model.state_dict().items() if name != HEAD or not plan.settled.model.tied
+        },
         "optimizer": optim.moments(state.model, state.optimizer),
         "patience": asdict(state.patience),
         "step": state.step,
@@ -214,6 +209,7 @@ def _manifest(plan: Plan, token: int, state: TrainingState, size: int, sha256: s
         parent=state.newest,
         size=size,
         sha256=sha256,
+        written_at=time.time(),
         versions={
             "gptjobs": gptjobs.__version__,
             "torch": torch.__version__,

@@ -1,0 +1,57 @@
+"""Tensors from a checkpoint's file, gptjobs' own or another program's: weights and moments as this model has them."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptjobs import foreign, unpickle
+from gptjobs.checkpoint import Manifest
+from gptjobs.errors import UnsafePickle
+
+
+def read(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """The checkpoint's `model`, `optimizer` (moments by tensor) and, of gptjobs' own, the rest."""
+    content = _safetensors(path) if path.suffix == ".safetensors" else _load(path)
+    if manifest.layout == foreign.OWN:
+        return content
+    contents, tied = foreign.take_apart(content, path), manifest.settled.model.tied
+    weights = {name: _turned(contents, name, each) for name, each in contents.tensors.items()}
+    if tied:
+        weights.pop(foreign.HEAD, None)
+    moments = {name: _moments(contents, name, each) for name, each in foreign.moments(contents, tied=tied).items()}
+    return {"model": weights, "optimizer": moments}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Tensors and plain values only: torch refuses a pickle that names anything else, and runs none of it. What
+    another program kept its settings in is inert here."""
+    unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    stand_ins: list[Any] = [(stand_in, name) for name in unknown if (stand_in := unpickle.inert(name)) is not None]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafePickle(f"{path} was not opened: {str(error).splitlines()[0]}") from error
+    return loaded
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _turned(contents: foreign.Contents, name: str, tensor: Tensor) -> Tensor:
+    return tensor.T if contents.turns(name) else tensor
+
+
+def _moments(contents: foreign.Contents, name: str, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        "step": torch.as_tensor(entry.get("step", 0), dtype=torch.float32),
+        "exp_avg": _turned(contents, name, entry["exp_avg"]),
+        "exp_avg_sq": _turned(contents, name, entry["exp_avg_sq"]),
+    }
