@@ -12,8 +12,10 @@ from typing import Any
 from celery import Celery
 from celery.app.task import Task
 from celery.exceptions import Ignore
+from celery.utils.functional import maybe_list
+from celery.worker.control import Panel
 
-from gptjobs import broker, checkpoint, record
+from gptjobs import broker, checkpoint, control, record
 from gptjobs.errors import JobFailed, NotFound, RedisUnreachable, Refused
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.layout import Layout
@@ -49,7 +51,7 @@ class Station:
 
 
 def register(station: Station) -> None:
-    """Give the worker its one task."""
+    """Give the worker its one task, and its answer to Celery's `revoke`."""
 
     @station.app.task(bind=True, name=broker.TASK, throws=(JobFailed,))  # type: ignore[untyped-decorator]
     def train(self: Task, job: str, serial: int) -> str:
@@ -58,6 +60,11 @@ def register(station: Station) -> None:
             return _answer_doorbell(station, job, serial, device)
         finally:
             station.slots.put(device)
+
+    @Panel.register(name="revoke", variadic="task_id")  # type: ignore[untyped-decorator]
+    def revoke(state: object, task_id: str | list[str], **options: object) -> dict[str, object]:
+        """Cancel jobs; a running one writes a checkpoint first."""
+        return _answer_revoke(station, maybe_list(task_id))
 
 
 def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> str:
@@ -122,6 +129,16 @@ def _tell_celery(station: Station, job: str, outcome: Outcome) -> str:
     if outcome.state is JobState.QUEUED:
         ring_again(station, job)
     raise Ignore
+
+
+def _answer_revoke(station: Station, jobs: list[str]) -> dict[str, object]:
+    """Celery would only remember not to start them, and the threads pool cannot end them. All workers hear this."""
+    try:
+        states = {id: control.cancel(station.store, station.layout, station.store.get(id)).value for id in jobs}
+    except (Unreachable, NotFound, Refused) as error:
+        logger.warning("jobs %s were not cancelled: %s", ", ".join(jobs), error)
+        return {"error": str(error)}
+    return {"ok": states}
 
 
 def ring_again(station: Station, job: str) -> None:
