@@ -14,7 +14,7 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from gptjobs.errors import RedisUnreachable
-from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, JobSpec, JobState, Outcome
+from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, Job, JobSpec, JobState, Outcome
 from gptjobs.settings import public
 
 TASK = "gptjobs.train"
@@ -74,7 +74,7 @@ def ring(app: Celery, spec: JobSpec, serial: int) -> None:
         ) from error
 
 
-def send_event(app: Celery, worker: str, job: str, kind: str, **fields: Any) -> None:
+def send_event(app: Celery, worker: str, job: str, kind: str, /, **fields: Any) -> None:
     """Tell Flower about a job, as Celery tells it about a task. What Redis does not take now is dropped: an
     event is for the eye, the record is elsewhere."""
     errors = app.connection_for_write().connection_errors
@@ -85,9 +85,14 @@ def send_event(app: Celery, worker: str, job: str, kind: str, **fields: Any) -> 
         logger.info("no event %s for job %s: %s", kind, job, error)
 
 
-def tell_end(app: Celery, worker: str, job: str, outcome: Outcome) -> None:
-    """Tell Flower of an end that no end of a Celery task tells: cancelled, paused or queued again."""
+def tell_progress(app: Celery, job: Job) -> None:
+    """Tell Flower how a running attempt goes; the lease's token tells it from older ones."""
+    send_event(app, job.worker or "", job.spec.id, "task-progress", token=job.token, job=job.to_dict())
+
+
+def tell_end(app: Celery, worker: str, job: str, token: int, outcome: Outcome) -> None:
+    """Tell Flower of an attempt's end that no end of a Celery task tells: cancelled, paused or queued again."""
     if outcome.state is JobState.CANCELLED:
-        send_event(app, worker, job, "task-revoked", terminated=True, signum=None, expired=False)
+        send_event(app, worker, job, "task-revoked", token=token, terminated=True, signum=None, expired=False)
     else:
-        send_event(app, worker, job, "task-retried", exception=outcome.reason)
+        send_event(app, worker, job, "task-retried", token=token, exception=outcome.reason)

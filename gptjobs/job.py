@@ -129,6 +129,7 @@ class Job:
             "device": self.used_device or self.spec.device,
             "priority": self.spec.priority,
             "stage": newest.get("stage") if self.state.has_trainer else None,
+            "done": newest.get("done") if self.state.has_trainer else None,
             "step": newest.get("step"),
             "end_step": newest.get("end_step"),
             "tokens": newest.get("tokens"),

@@ -236,7 +236,7 @@ class Stack:
             FLOWER_PORT=str(port),
             FLOWER_BASIC_AUTH=login,
         )
-        self.flower_url = f"http://{login}@{LOOPBACK}:{port}"
+        self.flower_url = f"http://{login}@{LOOPBACK}:{port}/tasks"
 
     def _add(self, name: str, command: list[str], **variables: str) -> None:
         environment = settings.child_environment(self.settings, variables)

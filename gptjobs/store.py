@@ -23,7 +23,7 @@ Nothing here is decided by a clock. A worker's key expires, but that is for peop
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -163,11 +163,11 @@ class Store:
         chosen = pick(reference, known_jobs)
         return next(each for each in jobs if each.spec.id == chosen)
 
-    def all(self) -> list[Job]:
-        """Every job, oldest first."""
+    def all(self, but: Collection[str] = ()) -> list[Job]:
+        """Every job, oldest first, but those with these ids."""
         with self._reaching():
             ids = cast(list[str], self._redis.zrange(JOBS, 0, -1))
-        return self._many(ids)
+        return self._many([each for each in ids if each not in but])
 
     def waiting(self) -> list[Job]:
         with self._reaching():

@@ -20,7 +20,7 @@ OFFLINE_LIMIT_S = 6 * 3600.0
 
 logger = logging.getLogger(__name__)
 
-Publish = Callable[[Mapping[str, Any]], None]
+Publish = Callable[[JobState, Mapping[str, Any]], None]
 
 
 class HeldLease:
@@ -76,7 +76,7 @@ class HeldLease:
         while not self._stopped.wait(PUBLISH_S) and not self.lost:
             newest = self._progress
             if newest is not published and self._offline_since is None:
-                self._publish(newest)
+                self._publish(self.state, newest)
                 published = newest
 
     def _renew(self) -> None:

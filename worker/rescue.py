@@ -115,7 +115,7 @@ class Rescue:
         if after.is_terminal:
             with suppress(OSError):  # where the root does not work, Redis alone knows
                 record.write_outcome(station.layout, id, outcome, checkpoint.latest_token(station.layout, id))
-        broker.tell_end(station.app, job.worker or "", id, outcome)
+        broker.tell_end(station.app, job.worker or "", id, job.token, outcome)
         if after is JobState.QUEUED:
             ring_again(station, id)
 

@@ -6,18 +6,19 @@ import secrets
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery import Celery
 from celery.app.task import Task
 from celery.exceptions import Ignore
+from celery.utils.functional import maybe_list
+from celery.worker.control import Panel
 
-from gptjobs import broker, checkpoint, record
+from gptjobs import broker, checkpoint, control, record
 from gptjobs.errors import JobFailed, NotFound, RedisUnreachable, Refused
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.progress import duration
 from gptjobs.store import Lease, LeaseStore, Unreachable
 from worker.attempt import Attempt
 from worker.host import Host
@@ -49,7 +50,7 @@ class Station:
 
 
 def register(station: Station) -> None:
-    """Give the worker its one task."""
+    """Give the worker its one task, and its answer to Celery's `revoke`."""
 
     @station.app.task(bind=True, name=broker.TASK, throws=(JobFailed,))  # type: ignore[untyped-decorator]
     def train(self: Task, job: str, serial: int) -> str:
@@ -58,6 +59,11 @@ def register(station: Station) -> None:
             return _answer_doorbell(station, job, serial, device)
         finally:
             station.slots.put(device)
+
+    @Panel.register(name="revoke", variadic="task_id")  # type: ignore[untyped-decorator]
+    def revoke(state: object, task_id: str | list[str], **options: object) -> dict[str, object]:
+        """Cancel jobs; a running one writes a checkpoint first."""
+        return _answer_revoke(station, maybe_list(task_id))
 
 
 def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> str:
@@ -82,7 +88,7 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
         raise Ignore
     station.jobs.add(job)
     try:
-        return _tell_celery(station, job, _attempt(station, found, lease, device))
+        return _tell_celery(station, lease, _attempt(station, found, lease, device))
     finally:
         station.jobs.discard(job)
 
@@ -90,9 +96,10 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
 def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome:
     """Run an attempt under its lease; returns how it ended, once Redis and the root know."""
     job, worker = found.spec.id, station.host.worker
+    claimed = replace(found, token=lease.token, attempt=lease.attempt, worker=worker, used_device=device, reason=None)
 
-    def publish(progress: Mapping[str, Any]) -> None:
-        broker.send_event(station.app, worker, job, "task-progress", result=in_words(progress))
+    def publish(state: JobState, progress: Mapping[str, Any]) -> None:
+        broker.tell_progress(station.app, replace(claimed, state=state, progress=progress))
 
     logger.info("job %s: attempt %d on %s", job, lease.attempt, device)
     with HeldLease(station.store, lease, found.spec, station.layout, worker, device, publish) as held:
@@ -113,15 +120,25 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
     return outcome
 
 
-def _tell_celery(station: Station, job: str, outcome: Outcome) -> str:
+def _tell_celery(station: Station, lease: Lease, outcome: Outcome) -> str:
     if outcome.state is JobState.FINISHED:
         return outcome.reason
     if outcome.state in (JobState.FAILED, JobState.DIVERGED):
         raise JobFailed(outcome.reason, hint=outcome.hint)
-    broker.tell_end(station.app, station.host.worker, job, outcome)
+    broker.tell_end(station.app, station.host.worker, lease.job, lease.token, outcome)
     if outcome.state is JobState.QUEUED:
-        ring_again(station, job)
+        ring_again(station, lease.job)
     raise Ignore
+
+
+def _answer_revoke(station: Station, jobs: list[str]) -> dict[str, object]:
+    """Celery would only remember not to start them, and the threads pool cannot end them. All workers hear this."""
+    try:
+        states = {id: control.cancel(station.store, station.layout, station.store.get(id)).value for id in jobs}
+    except (Unreachable, NotFound, Refused) as error:
+        logger.warning("jobs %s were not cancelled: %s", ", ".join(jobs), error)
+        return {"error": str(error)}
+    return {"ok": states}
 
 
 def ring_again(station: Station, job: str) -> None:
@@ -130,18 +147,3 @@ def ring_again(station: Station, job: str) -> None:
         found = station.store.get(job)
         if found.state is JobState.QUEUED:
             broker.ring(station.app, found.spec, found.serial)
-
-
-def in_words(progress: Mapping[str, Any]) -> str:
-    """`step 1510/3500, train loss 6.4311, …`, for Flower's result column."""
-    stage = progress.get("stage", "starting")
-    if "step" not in progress:
-        done = progress.get("done")
-        return stage if done is None else f"{stage} {done:.0%}"
-    parts = [f"step {progress['step']}/{progress['end_step']}"]
-    parts += [
-        f"{name.replace('_', ' ')} {progress[name]:.4f}" for name in ("train_loss", "val_loss") if name in progress
-    ]
-    if "tokens_per_s" in progress:
-        parts += [f"{progress['tokens_per_s']:,.0f} tokens/s", f"{duration(progress['eta_s'])} left"]
-    return ", ".join([*parts, stage] if stage != "training" else parts)

@@ -10,7 +10,7 @@ from gptjobs.cli import output
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Plan
 from gptjobs.errors import GptjobsError, JobCancelled, JobFailed, RedisUnreachable, WaitedTooLong
-from gptjobs.job import Job, JobState, Outcome
+from gptjobs.job import Job, JobState
 from gptjobs.progress import duration
 
 POLL_S = 0.5
@@ -222,6 +222,8 @@ def _exit_as(job: Job) -> None:
 @pass_place
 def cancel(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:
     """Stop jobs; a running one writes a checkpoint first."""
+    from gptjobs import control
+
     found = [place.store.find(each) for each in jobs]
     states: dict[str, str] = {}
     for job in found:
@@ -230,12 +232,7 @@ def cancel(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:
             states[id] = job.state.value
             output.say(f"job {id} is {job.state} already")
             continue
-        if place.layout.is_there:
-            record.write_cancel_request(place.layout, id)
-        state = place.store.cancel(id, "cancelled")
-        if state is JobState.CANCELLED and place.layout.is_there:
-            outcome = Outcome(state=state, reason="cancelled")
-            record.write_outcome(place.layout, id, outcome, checkpoint.latest_token(place.layout, id))
+        state = control.cancel(place.store, place.layout, job)
         states[id] = state.value
         if not as_json:
             last = ": it writes a checkpoint first" if state is JobState.CANCELLING else ""

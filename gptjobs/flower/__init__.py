@@ -1,29 +1,32 @@
-"""What Flower is started with (`celery -A gptjobs.flower flower`): the Celery application, and how a job's
-progress is taken."""
+"""What Flower is started with (`celery -A gptjobs.flower flower`): the Celery application, and Flower taught jobs.
 
-from typing import Any
+Flower has no plug-ins, but it builds itself from the modules' values that are set here, before it does.
+"""
 
+import flower.app
 import flower.events
-from celery.events.state import Task
-from celery.states import READY_STATES, STARTED
+import flower.urls
+import flower.views.tasks
+from flower.api import BaseApiHandler
+from flower.options import default_options
+from tornado.web import url
 
 from gptjobs import broker, settings
-
-
-class JobTask(Task):  # type: ignore[misc]  # Celery publishes no types
-    """A job as Flower holds it.
-
-    Celery makes an event type that it does not know the task's state, which then outranks REVOKED and hides the
-    button that terminates. Here progress leaves a job STARTED, and comes too late for one that has ended.
-    """
-
-    def event(self, type_: str, *arguments: Any, **named: Any) -> None:
-        if type_ != "progress":
-            super().event(type_, *arguments, **named)
-        elif self.state not in READY_STATES:
-            timestamp, _, fields = arguments
-            self.__dict__.update(state=STARTED, result=fields["result"], timestamp=timestamp)
-
+from gptjobs.flower.events import JobEvents
+from gptjobs.flower.pages import COLUMNS, FILES, TEMPLATES, Cancel, Files, JobsTable, Templates, write_api_error
+from gptjobs.flower.task import JobTask
 
 flower.events.EventsState.Task = JobTask
+flower.app.Events = JobEvents
+BaseApiHandler.write_error = write_api_error
+flower.urls.settings["template_loader"] = Templates(str(TEMPLATES))
+flower.urls.handlers[:0] = [  # the first that matches answers
+    url(r"/tasks/datatable", JobsTable),
+    url(r"/api/task/revoke/(.+)", Cancel),
+    url(r"/files/(.*)", Files, {"path": str(FILES)}, name="files"),
+]
+flower.views.tasks.TASK_COLUMNS.update(COLUMNS)
+default_options.tasks_columns = ",".join(COLUMNS)
+default_options.natural_time = True  # "2 minutes ago", whatever the time zones of Flower and its reader
+
 app = broker.connect(settings.load().redis_url)

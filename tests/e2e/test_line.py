@@ -2,10 +2,13 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 
-from tests.conftest import Commands, Workers
+from gptjobs import broker
+from gptjobs.store import Store
+from tests.conftest import Commands, Workers, eventually
 
 TINY = (
     "--model", "nano", "--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--batch-size", "4", "--block-size", "32",
@@ -97,8 +100,6 @@ def test_logs_follow_a_job_to_its_end_and_take_its_exit_code(gptjobs: Commands, 
 
 
 def test_a_running_job_that_is_cancelled_writes_a_checkpoint_first(gptjobs: Commands, workers: Workers) -> None:
-    from tests.conftest import eventually
-
     workers.start()
     job = gptjobs.ok("submit", "train", "-q", *TINY, "--data", "sources/text.md", "--steps", "100000")
     eventually(lambda: json.loads(gptjobs.ok("show", job, "--json"))["step"])
@@ -108,3 +109,27 @@ def test_a_running_job_that_is_cancelled_writes_a_checkpoint_first(gptjobs: Comm
     shown = json.loads(gptjobs.ok("show", job, "--json"))
     assert shown["state"] == "cancelled"
     assert [each["step"] for each in shown["checkpoints"]][-1] >= shown["step"] > 0
+
+
+def test_celerys_revoke_cancels_as_gptjobs_cancel_does(
+    gptjobs: Commands, workers: Workers, redis_url: str, store: Store
+) -> None:
+    workers.start()
+    running, waiting = (
+        gptjobs.ok("submit", "train", "-q", *TINY, "--data", "sources/text.md", "--steps", "100000") for _ in range(2)
+    )
+    eventually(lambda: store.get(running).progress.get("step"))
+    revoke = partial(
+        broker.connect(redis_url).control.revoke,
+        terminate=True, reply=True, timeout=30, destination=[each.name for each in store.workers()],
+    )  # fmt: skip
+    (said,) = revoke([running, waiting])
+    assert list(said.values()) == [{"ok": {running: "cancelling", waiting: "cancelled"}}]
+    assert gptjobs("wait", running, waiting, "--timeout", "60").returncode == 10
+    for job in (running, waiting):
+        assert (gptjobs.layout.outputs / job / "cancel.json").is_file()
+        assert json.loads((gptjobs.layout.outputs / job / "outcome.json").read_bytes())["state"] == "cancelled"
+    shown = json.loads(gptjobs.ok("show", running, "--json"))
+    assert [each["step"] for each in shown["checkpoints"]][-1] >= shown["step"] > 0
+    (said,) = revoke("nothing")
+    assert list(said.values()) == [{"error": "Redis has no job nothing"}]
