@@ -7,8 +7,24 @@ from gptjobs import checkpoint
 from gptjobs.store import Store
 from tests.conftest import Commands, Workers, eventually
 from tests.e2e.test_line import TINY
+from tests.terminal import LINES, Terminal
 
 TRAIN = ("submit", "train", *TINY, "--data", "sources/text.md", "--name", "owls")
+
+
+def test_submit_and_follow_shows_the_job_until_it_ends(gptjobs: Commands, workers: Workers) -> None:
+    workers.start()
+    terminal = Terminal(gptjobs, *TRAIN, "--steps", "3000", "--eval-interval", "1000", "--follow")
+    try:
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
+    shares = [int(each) for each in re.findall(r"of 3,000 +(\d+)%", terminal.text)]
+    assert len(set(shares)) > 2 and shares == sorted(shares) and shares[-1] == 100
+    left = "\n".join(terminal.left_behind)
+    assert left.startswith("owls  finished") and len(terminal.left_behind) < LINES
+    for expected in ("checkpoint of step 3,000, val loss", "● validation at context 32", "── log", "tokens/s"):
+        assert expected in left
 
 
 def test_logs_follow_a_job_from_a_killed_worker_to_the_next(gptjobs: Commands, workers: Workers, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""`watch`, `logs -f` and `wait`, against a real server; the test itself holds the job's lease."""
+"""`watch`, `logs -f`, `wait` and `--follow`, against a real server; the test itself holds the job's lease."""
 
 import re
 import signal
@@ -17,6 +17,7 @@ from tests.conftest import Commands, eventually
 from tests.terminal import COLUMNS, LINES, Terminal
 
 SPEC = JobSpec(id="3f9a00000001", kind="train", name="owls", submitted_at=1.0)
+TRAIN = ("submit", "train", "--model", "nano", "--data", "sources/text.md", "--steps", "100")
 
 
 class Trained:
@@ -286,3 +287,26 @@ def test_redis_away_for_a_while_is_said_once(piped: Callable[..., "subprocess.Po
     assert process.stderr.readline() == b"Redis answers again\n"
     job.store.cancel(job.id, "cancelled")
     assert process.wait(30) == 10
+
+
+def test_submit_and_follow_prints_the_id_then_watches(
+    piped: Callable[..., "subprocess.Popen[bytes]"], redis_url: str
+) -> None:
+    process = piped(*TRAIN, "--name", "larks", "--follow")
+    assert process.stdout is not None
+    id = process.stdout.readline().decode().strip()
+    assert re.fullmatch("[0-9a-f]{12}", id)
+    assert process.stdout.readline() == b"larks  queued\n"
+    LeaseStore(redis_url).cancel(id, "cancelled")
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 10
+    assert out == b"larks  cancelled\n"
+    assert b"queued. Next" not in err
+
+
+@pytest.mark.parametrize("option", ["-q", "--json", "--dry-run"])
+def test_following_and_printing_alone_are_refused_together(gptjobs: Commands, option: str) -> None:
+    done = gptjobs(*TRAIN, "--follow", option)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--follow shows the job" in done.stderr and "hint:" in done.stderr
+    assert gptjobs.ok("list", "--json") == gptjobs.ok("list", "--json", "--state", "queued")
