@@ -274,7 +274,9 @@ def test_watch_without_the_root_draws_what_it_saw_in_redis(
     assert re.search("[⠁-⣿]", left) and "── log" not in left
 
 
-def test_redis_away_for_a_while_is_said_once(piped: Callable[..., "subprocess.Popen[bytes]"], job: Trained) -> None:
+def test_redis_away_for_a_while_is_said_and_waited_for(
+    piped: Callable[..., "subprocess.Popen[bytes]"], job: Trained
+) -> None:
     process = piped("watch", "owls")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == b"owls  queued\n"

@@ -7,6 +7,7 @@ import pytest
 
 from gptjobs.cli.follow import Followed
 from gptjobs.cli.watch import Sight, in_one_line
+from gptjobs.errors import RedisUnreachable
 from gptjobs.history import History
 from gptjobs.job import Job, JobState
 from gptjobs.layout import Layout
@@ -54,6 +55,21 @@ def test_only_whole_lines_of_a_long_logs_end_are_shown(layout: Layout) -> None:
     log.write_text("".join(f"line {number:06d}\n" for number in range(5000)))
     lines = Sight(layout, followed(job())).look().log
     assert lines[-1] == "line 004999" and 100 < len(lines) < 1000 and lines[0].startswith("line ")
+
+
+def test_redis_away_for_several_looks_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter([RedisUnreachable("Redis is away"), RedisUnreachable("Redis is away"), waiting("next"), job()])
+
+    def get(id: str) -> Job:
+        answer = next(answers)
+        if isinstance(answer, RedisUnreachable):
+            raise answer
+        return answer
+
+    place: Any = SimpleNamespace(store=SimpleNamespace(get=get))
+    seen = Followed(place, job())
+    assert [seen.look_and_say().state for _ in range(4)] == ["running", "running", "queued", "running"]
+    assert capsys.readouterr().err == "Redis is away; waiting on\nRedis answers again\n"
 
 
 @pytest.mark.parametrize(
