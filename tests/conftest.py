@@ -123,9 +123,8 @@ class Commands:
         return done.stdout.strip()
 
     def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "gptjobs", *arguments], env=self.environment, cwd=self.layout.root, **options
-        )
+        options = {"env": self.environment, "cwd": self.layout.root, **options}
+        return subprocess.Popen([sys.executable, "-m", "gptjobs", *arguments], **options)
 
 
 @pytest.fixture

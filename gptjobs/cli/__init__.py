@@ -9,11 +9,10 @@ from typing import Any
 import click
 
 from gptjobs import settings
-from gptjobs.cli import checkpoints, data, demo, jobs, submit, up, worker
+from gptjobs.cli import checkpoints, data, demo, jobs, plot, submit, up, watch, worker
+from gptjobs.cli.follow import CTRL_C
 from gptjobs.cli.place import Place
 from gptjobs.errors import GptjobsError
-
-CTRL_C = 130
 
 
 class Commands(click.Group):
@@ -51,7 +50,9 @@ def gptjobs(context: click.Context, root: Path | None) -> None:
 
 for each in (
     submit.group,
+    watch.watch,
     *jobs.commands,
+    plot.plot,
     data.group,
     checkpoints.group,
     worker.group,

@@ -13,7 +13,6 @@ from gptjobs.checkpoint import counting
 from gptjobs.cli import output
 from gptjobs.cli.place import Place, pass_place
 from gptjobs.errors import GptjobsError
-from gptjobs.job import Job, JobState
 from gptjobs.layout import Layout
 from gptjobs.progress import duration
 
@@ -21,12 +20,12 @@ LIMIT_S = 600.0
 LOOK_S = 1.0
 TEXT = "sources/python_topics.md"
 TRAIN = (
-    "submit", "train", "--model", "nano", "--data", TEXT, "--name", "first", "--steps", "200",
+    "submit", "train", "--model", "nano", "--data", TEXT, "--name", "first", "--follow", "--steps", "200",
     "--batch-size", "8", "--block-size", "128", "--learning-rate", "2e-3", "--warmup-steps", "20",
     "--checkpoint-interval", "100", "--eval-interval", "100", "--eval-tokens", "8192",
 )  # fmt: skip
 RESUME = (
-    "submit", "resume", "--from", "first@100", "--name", "second", "--steps", "150", "--batch-size", "32",
+    "submit", "resume", "--from", "first@100", "--name", "second", "--follow", "--steps", "150", "--batch-size", "32",
     "--block-size", "64", "--learning-rate", "1e-3",
 )  # fmt: skip
 RESUMED_STEPS = (100, 250)
@@ -59,10 +58,9 @@ def demo(place: Place, folder: Path) -> None:
             here = Place(stack.settings)
             while not here.store.workers():
                 time.sleep(LOOK_S)
-            _follow(here, _run(TRAIN, environment, folder))
-            second = _run(RESUME, environment, folder)
-            _follow(here, second)
-            _report(layout, second)
+            _run(TRAIN, environment, folder)
+            _run(RESUME, environment, folder)
+            _report(layout, here.store.find("second").spec.id)
             output.say(f"\nFlower was at {stack.flower_url}; stopping all")
     output.say(f"done in {duration(time.monotonic() - began)}. What to type next:")
     program = Path(sys.argv[0]).absolute()
@@ -80,48 +78,17 @@ def _write_text(path: Path) -> None:
     path.write_text("\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
 
 
-def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: Path) -> str:
-    """Run a command as a user would, shown; returns the id it printed."""
+def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: Path) -> None:
+    """Run a command as a user would, shown, until its job has finished."""
     output.say(f"\n{click.style('$ gptjobs ' + ' '.join(arguments), bold=True)}")
-    done = subprocess.run(
-        [sys.executable, "-m", "gptjobs", *arguments],
-        env=environment, cwd=folder, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gptjobs", *arguments], env=environment, cwd=folder, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise GptjobsError("the demo's job takes too long", hint="its log is in demo.log") from None
     if done.returncode:
         raise GptjobsError("the demo's command failed", hint="its error is above")
-    return done.stdout.strip()
-
-
-def _follow(place: Place, id: str) -> None:
-    """Show the job's progress until it ends: one line that is written anew, or a line a change when piped."""
-    deadline, shown = time.monotonic() + LIMIT_S, ""
-    while True:
-        job = place.store.get(id)
-        line = _in_one_line(job)
-        if line != shown:
-            click.echo(f"\r\033[K{line}" if output.is_terminal() else line, nl=not output.is_terminal(), err=True)
-            shown = line
-        if job.state.is_terminal:
-            break
-        if time.monotonic() > deadline:
-            raise GptjobsError("the demo's job takes too long", hint="its log is in demo.log")
-        time.sleep(LOOK_S)
-    if output.is_terminal():
-        output.say()
-    if job.state is not JobState.FINISHED:
-        raise GptjobsError(f"the demo's job {job.state}: {job.reason}")
-
-
-def _in_one_line(job: Job) -> str:
-    shown = job.to_dict()
-    if shown["step"] is None:
-        return f"{job.state}: {shown['stage'] or 'starting'}"
-    done = int(20 * shown["step"] / shown["end_step"])
-    return (
-        f"{job.state} {'█' * done}{'░' * (20 - done)} step {shown['step']}/{shown['end_step']}, "
-        f"loss {output.number(shown['train_loss'], '.3f')}, val {output.number(shown['val_loss'], '.3f')}"
-        + (f", {duration(shown['eta_s'])} left" if shown["eta_s"] else "")
-    )
 
 
 def _report(layout: Layout, id: str) -> None:

@@ -7,13 +7,12 @@ import click
 
 from gptjobs import checkpoint, contract, planning, record
 from gptjobs.cli import output
+from gptjobs.cli.follow import POLL_S, Followed, detachable, exit_as, name_of
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Plan
-from gptjobs.errors import GptjobsError, JobCancelled, JobFailed, RedisUnreachable, WaitedTooLong
+from gptjobs.errors import GptjobsError, WaitedTooLong
 from gptjobs.job import Job, JobState
 from gptjobs.progress import duration
-
-POLL_S = 0.5
 
 
 @click.command("list", epilog="Example: gptjobs list --state running")
@@ -145,33 +144,54 @@ def _show_config(plan: Plan) -> None:
 def logs(place: Place, job: str, follow: bool, lines: int | None) -> None:
     """What a job's trainer said, over all its attempts. Ctrl-C detaches; it never stops the job."""
     found = place.store.find(job)
-    shown = _show_log(place, found.spec.id, {}, lines)
-    if follow and not shown:
-        output.say(f"no log yet: the job is {found.state}")
-    while follow:
-        state = _still(place, found).state
-        shown = _show_log(place, found.spec.id, shown, None)
-        if state.is_terminal:
-            _exit_as(place.store.get(found.spec.id))
-            return
-        time.sleep(POLL_S)
+    if follow:
+        with detachable(f"gptjobs watch {name_of(found)}"):
+            ended = _follow_log(place, found, lines)
+        exit_as(ended)
+    elif not _show_log(place, found.spec.id, {}, lines):
+        output.say(_no_log(place, found))
+
+
+def _follow_log(place: Place, was: Job, last: int | None) -> Job:
+    """Print the job's logs as they grow, until it ends; returns it then."""
+    followed = Followed(place, was)
+    shown = _show_log(place, was.spec.id, {}, last)
     if not shown:
-        where = "" if place.layout.is_there else f"; logs lie in the storage root, which {place.layout.root} is not"
-        output.say(f"no log: the job is {found.state}{where}")
+        output.say(_no_log(place, was))
+    while not was.state.is_terminal:
+        time.sleep(POLL_S)
+        now = followed.look_and_say()
+        shown = _show_log(place, was.spec.id, shown, None)
+        if now.attempt != was.attempt:
+            output.say(f"attempt {now.attempt} on {now.worker}, {now.used_device}")
+        elif now.state is not was.state and not now.state.is_terminal:
+            output.say(f"the job is {_and_why(now)}")
+        was = now
+    return was
+
+
+def _no_log(place: Place, job: Job) -> str:
+    if place.layout.is_there:
+        return f"no log{'' if job.state.is_terminal else ' yet'}: the job is {_and_why(job)}"
+    return f"no log here: logs lie in the storage root, which {place.layout.root} is not; the job is {_and_why(job)}"
+
+
+def _and_why(job: Job) -> str:
+    return job.state.value if job.reason in (None, job.state.value) else f"{job.state}: {job.reason}"
 
 
 def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -> dict[str, int]:
-    """Print what the logs hold beyond the bytes already shown, a file's name to a count."""
-    shown, texts = dict(shown), []
+    """Print what the logs hold beyond the bytes already shown, a file's name to a count. Bytes, not text: a
+    character may be half written yet."""
+    shown, new = dict(shown), b""
     for path in place.layout.log_files(job):
         with path.open("rb") as file:
             file.seek(shown.get(path.name, 0))
-            texts.append(file.read().decode(errors="replace"))
+            new += file.read()
             shown[path.name] = file.tell()
-    text = "".join(texts)
     if last is not None:
-        text = "".join(text.splitlines(keepends=True)[-last:] if last else [])
-    click.echo(text, nl=False)
+        new = b"".join(new.splitlines(keepends=True)[-last:] if last else [])
+    click.echo(new, nl=False)
     return shown
 
 
@@ -181,39 +201,22 @@ def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -
 @pass_place
 def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
     """Wait until jobs end. Exit 0 if all finished, 1 if one failed or diverged, 10 if one was cancelled."""
-    ids = [place.store.find(each).spec.id for each in jobs]
+    found = [place.store.find(each) for each in jobs]
     began = time.monotonic()
     ended: list[Job] = []
-    for each in ids:
-        job = place.store.get(each)
-        while not (job := _still(place, job)).state.is_terminal:
-            if timeout is not None and time.monotonic() - began >= timeout:
-                raise WaitedTooLong(f"job {each} is still {job.state} after {timeout:g} s")
-            time.sleep(POLL_S)
-        ended.append(job)
+    with detachable(f"gptjobs wait {' '.join(jobs)}"):
+        for each in found:
+            followed = Followed(place, each)
+            while not (job := followed.look_and_say()).state.is_terminal:
+                if timeout is not None and time.monotonic() - began >= timeout:
+                    raise WaitedTooLong(f"job {each.spec.id} is still {job.state} after {timeout:g} s")
+                time.sleep(POLL_S)
+            ended.append(job)
     for job in ended:
         reason = "" if job.reason == job.state.value else f"  {job.reason}"
         output.result(f"{job.spec.id}  {output.coloured(job.state)}{reason}")
     for job in sorted(ended, key=lambda each: each.state is JobState.CANCELLED):
-        _exit_as(job)
-
-
-def _still(place: Place, job: Job) -> Job:
-    """The job as it is now; as it was where Redis is away for a while."""
-    try:
-        return place.store.get(job.spec.id)
-    except RedisUnreachable as error:
-        output.say(f"{error.message}; waiting on")
-        return job
-
-
-def _exit_as(job: Job) -> None:
-    """Raise the error whose exit code is the job's; nothing for a finished one."""
-    name = job.spec.name or job.spec.id
-    if job.state is JobState.CANCELLED:
-        raise JobCancelled(f"job {name} was cancelled")
-    if job.state is not JobState.FINISHED:
-        raise JobFailed(f"job {name} {job.state}: {job.reason}", hint=f"gptjobs show {job.spec.id}")
+        exit_as(job)
 
 
 @click.command("cancel", epilog="Example: gptjobs cancel 3f9a")

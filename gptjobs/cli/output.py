@@ -13,7 +13,7 @@ from gptjobs.job import JobState
 
 SCHEMA = 1
 
-_COLOURS = {
+COLOURS = {
     JobState.RUNNING: "cyan",
     JobState.FINISHED: "green",
     JobState.FAILED: "red",
@@ -36,7 +36,7 @@ def as_json(content: dict[str, Any]) -> None:
 
 def coloured(state: JobState) -> str:
     """The state, in colour on a terminal; click takes the colour away elsewhere."""
-    return click.style(state.value, fg=_COLOURS.get(state))
+    return click.style(state.value, fg=COLOURS.get(state))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:

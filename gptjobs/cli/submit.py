@@ -14,6 +14,7 @@ from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
 from gptjobs.cli.place import Place, json_option, pass_place
+from gptjobs.cli.watch import watch_job
 from gptjobs.config import Given, Plan, check, settle
 from gptjobs.data import tokens
 from gptjobs.errors import NotFound, NoWorker, RedisUnreachable, Refused, UsageError
@@ -45,6 +46,7 @@ def _request_options(command: Any) -> Any:
         ),
         click.option("--require-worker", is_flag=True, help="Refuse (exit 6) if no worker there could take it."),
         click.option("--dry-run", is_flag=True, help="Show what would happen; queue nothing."),
+        click.option("--follow", is_flag=True, help="Then watch the job until it ends, and exit with its code."),
         click.option("-q", "--quiet", is_flag=True, help="Print the job's id alone."),
         json_option,
     )
@@ -111,6 +113,12 @@ def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
         )
     if re.fullmatch(r"[0-9]+|[0-9a-f]{12}", options["name"] or ""):
         raise UsageError(f"'{options['name']}' looks like a step or a job's id", hint="a name with other letters")
+    alone = {"--quiet": options["quiet"], "--json": options["as_json"], "--dry-run": options["dry_run"]}
+    if options["follow"] and any(alone.values()):
+        raise UsageError(
+            f"--follow shows the job, {next(name for name, given in alone.items() if given)} does not",
+            hint="leave one out; gptjobs watch JOB follows later",
+        )
     overrides = said(context, place.layout, options["config"])
     check(overrides)
     return JobSpec(
@@ -156,6 +164,8 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
             adoption.commit(place.layout, parent)
         _queue(place, spec, options["require_worker"], talks)
     _print_result(spec, plan, parent, options)
+    if options["follow"]:
+        watch_job(place, place.store.get(spec.id))
 
 
 def _what_is_adopted(layout: Layout, parent: Checkpoint) -> str:
@@ -254,8 +264,8 @@ def _print_result(spec: JobSpec, plan: Plan | None, parent: Checkpoint | None, o
         output.say("dry run: nothing was queued")
         return
     output.result(spec.id)
-    if not options["quiet"]:
+    if not (options["quiet"] or options["follow"]):
         name = spec.name or spec.id
-        output.say(f"queued. Next: gptjobs logs -f {name}")
+        output.say(f"queued. Next: gptjobs watch {name}")
         output.say(f"              gptjobs show {name}")
         output.say(f"              gptjobs wait {name}")

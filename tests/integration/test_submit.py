@@ -134,7 +134,7 @@ def test_the_result_is_the_id_alone_and_all_talk_is_elsewhere(gptjobs: Commands,
     loud = gptjobs(*TRAIN, "sources/text.md", "--name", "nightly")
     (job,) = store.all()
     assert loud.stdout == f"{job.spec.id}\n"
-    for each in ("train 12 layers", "no worker is there", "logs -f nightly", "show nightly", "wait nightly"):
+    for each in ("train 12 layers", "no worker is there", "watch nightly", "show nightly", "wait nightly"):
         assert each in loud.stderr
     quiet = gptjobs(*TRAIN, "sources/text.md", "-q")
     assert quiet.stdout == f"{store.find('@').spec.id}\n"

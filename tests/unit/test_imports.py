@@ -60,6 +60,6 @@ def test_the_block_on_imports_holds():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["submit", "resume", "--help"], ["version"]], ids=" ".join)
 def test_help_needs_nothing_heavy_to_be_installed(arguments: list[str]):
-    done = run(f"BLOCKED = {HEAVY!r}\n{BLOCK}\nfrom gptjobs.cli import main\nmain({arguments!r})")
+    done = run(f"BLOCKED = {(*HEAVY, 'rich')!r}\n{BLOCK}\nfrom gptjobs.cli import main\nmain({arguments!r})")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -1,0 +1,62 @@
+"""Following jobs to their end: while Redis may be away, with Ctrl-C that only detaches, and their exit codes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from gptjobs.cli import output
+from gptjobs.cli.place import Place
+from gptjobs.errors import JobCancelled, JobFailed, RedisUnreachable
+from gptjobs.job import Job, JobState
+
+POLL_S = 0.5
+CTRL_C = 130
+
+
+class Followed:
+    """A job as it was last seen. `away` says why Redis did not answer the last time."""
+
+    def __init__(self, place: Place, job: Job) -> None:
+        self._place, self.job = place, job
+        self.away: str | None = None
+
+    def look(self) -> Job:
+        """The job as it is now; as it was where Redis is away for a while."""
+        try:
+            self.job, self.away = self._place.store.get(self.job.spec.id), None
+        except RedisUnreachable as error:
+            self.away = error.message
+        return self.job
+
+    def look_and_say(self) -> Job:
+        """The same, and say so once when Redis goes away or comes back."""
+        was_away = self.away is not None
+        self.look()
+        if self.away is not None and not was_away:
+            output.say(f"{self.away}; waiting on")
+        if self.away is None and was_away:
+            output.say("Redis answers again")
+        return self.job
+
+
+def name_of(job: Job) -> str:
+    return job.spec.name or job.spec.id
+
+
+@contextmanager
+def detachable(back: str) -> Iterator[None]:
+    """Ctrl-C leaves the jobs alone, says the command that comes `back` to them, and exits."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        output.say(f"\ndetached; nothing was stopped. To come back: {back}")
+        raise click.exceptions.Exit(CTRL_C) from None
+
+
+def exit_as(job: Job) -> None:
+    """Raise the error whose exit code is the job's; nothing for a finished one."""
+    if job.state is JobState.CANCELLED:
+        raise JobCancelled(f"job {name_of(job)} was cancelled")
+    if job.state is not JobState.FINISHED:
+        raise JobFailed(f"job {name_of(job)} {job.state}: {job.reason}", hint=f"gptjobs show {job.spec.id}")

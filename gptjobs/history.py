@@ -1,0 +1,91 @@
+"""What a job's trainers reported: metrics along its lineage, and events, read from its attempts' own lines."""
+
+import json
+from collections import defaultdict
+from contextlib import suppress
+from typing import Any
+
+from gptjobs import checkpoint
+from gptjobs.checkpoint import Attempt
+from gptjobs.layout import Layout
+
+_EVENTS = ("checkpoint", "alert", "finished", "ended")
+
+Line = dict[str, Any]
+"""as progress.py encodes it, with the fields of later versions"""
+
+
+class History:
+    """A job's lines as far as they were read. `metrics` has each step once, from the attempt whose step counts;
+    `events` tells of all attempts, also of those on dead branches."""
+
+    def __init__(self, layout: Layout, job: str) -> None:
+        self._layout, self._job = layout, job
+        self._attempts: list[Attempt] = []
+        self._lineage: list[tuple[int, float]] = []
+        self._read_bytes: dict[int, int] = defaultdict(int)
+        self._progress: dict[int, list[Line]] = defaultdict(list)
+        self._events: dict[int, list[Line]] = defaultdict(list)
+        self.metrics: list[Line] = []
+        self.events: list[Line] = []
+
+    def read(self) -> "History":
+        """Take what is new since the last time: attempts, and what their files grew by."""
+        newest = self._attempts[-1].token if self._attempts else 0
+        is_new = checkpoint.latest_token(self._layout, self._job) > newest
+        if is_new:
+            self._attempts = checkpoint.attempts(self._layout, self._job)
+            self._lineage = checkpoint.lineage(self._layout, self._job)
+        grew = [self._read_lines(each.token) for each in self._attempts]
+        if is_new or any(grew):
+            self.metrics = self._put_metrics_together()
+            self.events = [event for each in self._attempts for event in self._events_of(each)]
+        return self
+
+    def _read_lines(self, token: int) -> bool:
+        """Take the whole lines that an attempt's file grew by; a killed worker or a full disk may have left half
+        of one."""
+        path = self._layout.attempt_lines(self._job, token)
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            file.seek(self._read_bytes[token])
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._read_bytes[token] += len(whole) + len(end)
+        for text in whole.splitlines():
+            with suppress(ValueError):
+                line = json.loads(text)
+                if line["kind"] == "progress":
+                    self._progress[token].append(line)
+                elif line["kind"] in _EVENTS:
+                    self._events[token].append({**line, "token": token})
+        return bool(end)
+
+    def _put_metrics_together(self) -> list[Line]:
+        by_step: dict[int, Line] = {}
+        for token, until in self._lineage:
+            for line in self._progress[token]:
+                if line["step"] <= until:
+                    _add(by_step, line)
+        return [by_step[step] for step in sorted(by_step)]
+
+    def _events_of(self, attempt: Attempt) -> list[Line]:
+        began = {
+            "schema": 1,
+            "kind": "attempt",
+            "time": attempt.began_at,
+            "token": attempt.token,
+            "worker": attempt.worker,
+            "device": attempt.device,
+            "start": attempt.start,
+            "step": attempt.start_step,
+        }
+        return [began, *self._events[attempt.token]]
+
+
+def _add(by_step: dict[int, Line], line: Line) -> None:
+    """An attempt begins with a line at the step where the one before it ended. The older has the mean of more
+    steps; the newer may have the evaluation that the older was stopped in."""
+    older = by_step.setdefault(line["step"], line)
+    if older["val_loss"] is None:
+        by_step[line["step"]] = {**older, "val_loss": line["val_loss"], "eval_context": line["eval_context"]}
