@@ -1,6 +1,5 @@
 """`gptjobs demo`: the main job in front of the user's eyes, from nothing to a resumed training job."""
 
-import json
 import subprocess
 import sys
 import time
@@ -9,7 +8,6 @@ from pathlib import Path
 import click
 
 from gptjobs import settings
-from gptjobs.checkpoint import counting
 from gptjobs.cli import output
 from gptjobs.cli.place import Place, pass_place
 from gptjobs.errors import GptjobsError
@@ -19,16 +17,21 @@ from gptjobs.progress import duration
 LIMIT_S = 600.0
 LOOK_S = 1.0
 TEXT = "sources/python_topics.md"
-TRAIN = (
-    "submit", "train", "--model", "nano", "--data", TEXT, "--name", "first", "--follow", "--steps", "200",
-    "--batch-size", "8", "--block-size", "128", "--learning-rate", "2e-3", "--warmup-steps", "20",
-    "--checkpoint-interval", "100", "--eval-interval", "100", "--eval-tokens", "8192",
-)  # fmt: skip
-RESUME = (
-    "submit", "resume", "--from", "first@100", "--name", "second", "--follow", "--steps", "150", "--batch-size", "32",
-    "--block-size", "64", "--learning-rate", "1e-3",
-)  # fmt: skip
-RESUMED_STEPS = (100, 250)
+STORY = (
+    (
+        "A small GPT, trained from scratch at a timid learning rate",
+        "submit train --model nano --data sources/python_topics.md --name timid --steps 200 --batch-size 8 "
+        "--block-size 128 --learning-rate 2e-4 --warmup-steps 20 --checkpoint-interval 100 --eval-interval 50 "
+        "--eval-tokens 8192 --follow",
+    ),
+    ("It crawls. What there is to go back to", "checkpoints list timid"),
+    (
+        "Back to step 100, on other hyperparameters: the contract says what continues, changes and resets",
+        "submit resume --from timid@100 --name bold --learning-rate 2e-3 --batch-size 16 --steps 200 --follow",
+    ),
+    ("Did it help? Both, over the tokens they trained on", "plot timid bold --text"),
+)
+"""what each command is for, and the command"""
 
 
 @click.command(epilog="Example: gptjobs demo --dir /tmp/demo")
@@ -36,7 +39,7 @@ RESUMED_STEPS = (100, 250)
               help="Where its storage root is made.  [default: demo]")  # fmt: skip
 @pass_place
 def demo(place: Place, folder: Path) -> None:
-    """Train a small GPT here and resume it; about a minute.
+    """Train a small GPT here, resume it on other hyperparameters and compare; about a minute.
 
     Starts a server, a worker and Flower of its own, and stops them at the end.
     """
@@ -58,16 +61,16 @@ def demo(place: Place, folder: Path) -> None:
             here = Place(stack.settings)
             while not here.store.workers():
                 time.sleep(LOOK_S)
-            _run(TRAIN, environment, folder)
-            _run(RESUME, environment, folder)
-            _report(layout, here.store.find("second").spec.id)
+            for why, command in STORY:
+                _run(why, command, environment, folder)
+            _report(layout, here.store.find("bold").spec.id)
             output.say(f"\nFlower was at {stack.flower_url}; stopping all")
     output.say(f"done in {duration(time.monotonic() - began)}. What to type next:")
     program = Path(sys.argv[0]).absolute()
     output.say(f"  cd {folder}")
     output.say(f"  {program} checkpoints list        # what can be resumed from")
     output.say(f"  {program} up                      # the server, a worker and Flower again, with these jobs")
-    output.say(f"  {program} submit resume --from second@best --learning-rate 5e-4 --steps 500")
+    output.say(f"  {program} submit resume --from bold@best --learning-rate 5e-4 --steps 500")
 
 
 def _write_text(path: Path) -> None:
@@ -78,13 +81,12 @@ def _write_text(path: Path) -> None:
     path.write_text("\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
 
 
-def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: Path) -> None:
-    """Run a command as a user would, shown, until its job has finished."""
-    output.say(f"\n{click.style('$ gptjobs ' + ' '.join(arguments), bold=True)}")
+def _run(why: str, command: str, environment: dict[str, str], folder: Path) -> None:
+    """Run a command as a user would, shown, until it has ended."""
+    output.say(f"\n{click.style(f'# {why}', dim=True)}\n{click.style(f'$ gptjobs {command}', bold=True)}")
+    arguments = [sys.executable, "-m", "gptjobs", *command.split()]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "gptjobs", *arguments], env=environment, cwd=folder, timeout=LIMIT_S
-        )
+        done = subprocess.run(arguments, env=environment, cwd=folder, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         raise GptjobsError("the demo's job takes too long", hint="its log is in demo.log") from None
     if done.returncode:
@@ -92,13 +94,9 @@ def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: Path) 
 
 
 def _report(layout: Layout, id: str) -> None:
-    metrics = [json.loads(line) for line in layout.metrics_file(id).read_text().splitlines()]
-    first, last = (each for each in metrics if each["val_loss"] is not None and each["step"] in RESUMED_STEPS)
-    output.say(f"\nvalidation loss (nats a token, context {last['eval_context']})")
-    output.say(f"  {first['val_loss']:.4f} at step {first['step']}, as resumed, before any update")
-    output.say(f"  {last['val_loss']:.4f} at step {last['step']}")
-    output.say("files")
-    for each in counting(layout, id):
-        output.say(f"  {each.name}")
-    for path in (*layout.log_files(id), layout.summary_file(id), layout.loss_picture(id)):
-        output.say(f"  {path.relative_to(layout.root)}")
+    """The summary's facts, and where the rest is."""
+    summary = layout.summary_file(id)
+    output.say(f"\n{click.style(f'# Written down in {summary.relative_to(layout.root)}', dim=True)}")
+    output.say("\n".join(line for line in summary.read_text().splitlines() if line.startswith("- ")))
+    for path in (layout.loss_picture(id), *layout.log_files(id)):
+        output.say(f"- {path.relative_to(layout.root)}")

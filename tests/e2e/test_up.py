@@ -159,10 +159,11 @@ def test_the_demo_trains_resumes_and_stops_what_it_started(tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = done.stderr
-    for expected in ("CONTINUES", "CHANGES", "RESETS", "Flower", "_step000250_", "What to type next"):
+    for expected in ("CONTINUES", "CHANGES", "RESETS", "Flower", "loss.png", "What to type next"):
         assert expected in said
-    assert "second  finished  step 250/250" in done.stdout
-    first, last = (float(each) for each in re.findall(r"^  (\d\.\d+) at step", said, re.M))
-    assert last < first
+    assert "bold  finished  step 300/300" in done.stdout
+    assert "loss over tokens" in done.stdout
+    losses = re.search(r"validation loss (\d\.\d+) at step 100 → (\d\.\d+) at step 300", said)
+    assert losses is not None and float(losses[2]) < float(losses[1])
     listed = subprocess.run(["ps", "-axww", "-o", "args="], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in listed
