@@ -4,12 +4,10 @@ Hosts never append to one file: an attempt writes its own lines, and these are p
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gptjobs import checkpoint, durable
+from gptjobs import checkpoint, durable, record
 from gptjobs.config import Plan
 from gptjobs.job import JobSpec, Outcome
 from gptjobs.layout import Layout
@@ -21,7 +19,7 @@ def put_together(layout: Layout, spec: JobSpec) -> list[dict[str, Any]]:
     """Write `metrics.jsonl` and `events.jsonl` anew from the attempts' lines; returns the metrics."""
     by_step: dict[int, dict[str, Any]] = {}
     for token, until in checkpoint.lineage(layout, spec.id):
-        for line in _lines(layout.attempt_lines(spec.id, token)):
+        for line in record.attempt_lines(layout, spec.id, token):
             if line["kind"] == "progress" and line["step"] <= until:
                 _add(by_step, line)
     metrics = [by_step[step] for step in sorted(by_step)]
@@ -39,7 +37,7 @@ def put_together(layout: Layout, spec: JobSpec) -> list[dict[str, Any]]:
                 "step": attempt.start_step,
             }
         )
-        for line in _lines(layout.attempt_lines(spec.id, attempt.token)):
+        for line in record.attempt_lines(layout, spec.id, attempt.token):
             if line["kind"] in _EVENTS:
                 events.append({**line, "token": attempt.token})
     _write_lines(layout.metrics_file(spec.id), metrics)
@@ -53,16 +51,6 @@ def _add(by_step: dict[int, dict[str, Any]], line: dict[str, Any]) -> None:
     older = by_step.setdefault(line["step"], line)
     if older["val_loss"] is None:
         by_step[line["step"]] = {**older, "val_loss": line["val_loss"], "eval_context": line["eval_context"]}
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of an attempt; a killed worker or a full disk may have left half of one."""
-    if not path.is_file():
-        return
-    with path.open() as file:
-        for text in file:
-            with suppress(ValueError):
-                yield json.loads(text)
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -103,8 +91,8 @@ def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metric
         val_loss = "" if manifest.losses.val_loss is None else f"{manifest.losses.val_loss:.4f}"
         lines += [f"| {each.name} | {manifest.step} | {manifest.tokens} | {val_loss} |"]
     lines += ["", "## Configuration", "", "| | value | from |", "| --- | ---: | --- |"]
-    record = settled.to_dict()
-    for name, value in {**record["model"], **record["train"]}.items():
+    values = settled.to_dict()
+    for name, value in {**values["model"], **values["train"]}.items():
         lines += [f"| {name} | {value} | {settled.origins[name]} |"]
     return "\n".join([*lines, ""])
 

@@ -11,7 +11,7 @@ import click
 from gptjobs import settings
 from gptjobs.checkpoint import counting
 from gptjobs.cli import output
-from gptjobs.cli.place import Place, pass_place
+from gptjobs.cli.place import Place
 from gptjobs.errors import GptjobsError
 from gptjobs.job import Job, JobState
 from gptjobs.layout import Layout
@@ -35,8 +35,7 @@ RESUMED_STEPS = (100, 250)
 @click.command(epilog="Example: gptjobs demo --dir /tmp/demo")
 @click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("demo"),
               help="Where its storage root is made.  [default: demo]")  # fmt: skip
-@pass_place
-def demo(place: Place, folder: Path) -> None:
+def demo(folder: Path) -> None:
     """Train a small GPT here and resume it; about a minute.
 
     Starts a server, a worker and Flower of its own, and stops them at the end.

@@ -12,6 +12,7 @@ from gptjobs.config import Plan
 from gptjobs.errors import GptjobsError, JobCancelled, JobFailed, RedisUnreachable, WaitedTooLong
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.progress import duration
+from gptjobs.reference import jobs_on_record
 
 POLL_S = 0.5
 
@@ -35,13 +36,20 @@ def list_jobs(place: Place, states: tuple[str, ...], limit: int | None, as_json:
         output.as_json({"jobs": [each.to_dict() for each in jobs]})
         return
     if not jobs:
-        output.say("no jobs yet; gptjobs submit train --help" if not states else "no such jobs")
+        output.say(_no_jobs(place) if not states else "no such jobs")
         return
     output.table(
         ("ID", "NAME", "STATE", "STEP", "TRAIN", "VAL", "TOKENS/S", "LEFT", "DEVICE"),
         [_row(each) for each in jobs],
         right=(3, 4, 5, 6, 7),
     )
+
+
+def _no_jobs(place: Place) -> str:
+    count = len(jobs_on_record(place.layout))
+    if not count:
+        return "no jobs yet; gptjobs submit train --help"
+    return f"Redis has no jobs, but {count} are on record in {place.layout.root}; gptjobs explain JOB"
 
 
 def _row(job: Job) -> tuple[str, ...]:
@@ -66,7 +74,7 @@ def _row(job: Job) -> tuple[str, ...]:
 @pass_place
 def show(place: Place, job: str, as_json: bool) -> None:
     """One job: state, progress, contract, config with origins, checkpoints."""
-    found = place.store.find(job)
+    found = place.find(job).job
     plan = record.read_plan(place.layout, found.spec.id) or _what_it_will_be(place, found)
     parent = checkpoint.read(place.layout, plan.parent) if plan and plan.parent else None
     made = contract.contract(plan, parent) if plan and parent else None
@@ -144,15 +152,15 @@ def _show_config(plan: Plan) -> None:
 @pass_place
 def logs(place: Place, job: str, follow: bool, lines: int | None) -> None:
     """What a job's trainer said, over all its attempts. Ctrl-C detaches; it never stops the job."""
-    found = place.store.find(job)
+    found = place.find(job).job
     shown = _show_log(place, found.spec.id, {}, lines)
     if follow and not shown:
         output.say(f"no log yet: the job is {found.state}")
     while follow:
-        state = _still(place, found).state
+        found = found if found.state.is_terminal else _still(place, found)
         shown = _show_log(place, found.spec.id, shown, None)
-        if state.is_terminal:
-            _exit_as(place.store.get(found.spec.id))
+        if found.state.is_terminal:
+            _exit_as(found)
             return
         time.sleep(POLL_S)
     if not shown:
@@ -178,8 +186,9 @@ def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -
 @click.command("wait", epilog="Example: gptjobs wait @ --timeout 3600")
 @click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; then exit 124.")
+@json_option
 @pass_place
-def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
+def wait(place: Place, jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
     """Wait until jobs end. Exit 0 if all finished, 1 if one failed or diverged, 10 if one was cancelled."""
     ids = [place.store.find(each).spec.id for each in jobs]
     began = time.monotonic()
@@ -191,7 +200,9 @@ def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
                 raise WaitedTooLong(f"job {each} is still {job.state} after {timeout:g} s")
             time.sleep(POLL_S)
         ended.append(job)
-    for job in ended:
+    if as_json:
+        output.as_json({"jobs": [each.to_dict() for each in ended]})
+    for job in ended if not as_json else ():
         reason = "" if job.reason == job.state.value else f"  {job.reason}"
         output.result(f"{job.spec.id}  {output.coloured(job.state)}{reason}")
     for job in sorted(ended, key=lambda each: each.state is JobState.CANCELLED):
