@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gptjobs import __version__, settings
-from gptjobs.cli import checkpoints, data, demo, jobs, submit, up, worker
+from gptjobs.cli import checkpoints, completion, data, demo, jobs, submit, up, worker
 from gptjobs.cli.place import root_option
 from gptjobs.errors import GptjobsError
 
@@ -51,6 +51,7 @@ for each in (
     worker.group,
     up.up,
     demo.demo,
+    completion.completion,
     up.version,
 ):
     gptjobs.add_command(each)

@@ -7,6 +7,7 @@ import click
 
 from gptjobs import checkpoint, contract, planning, record
 from gptjobs.cli import output
+from gptjobs.cli.complete import job_argument, jobs_argument
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Plan
 from gptjobs.errors import GptjobsError, JobCancelled, JobFailed, RedisUnreachable, WaitedTooLong
@@ -69,7 +70,7 @@ def _row(job: Job) -> tuple[str, ...]:
 
 
 @click.command("show", epilog="Example: gptjobs show @   (@ is the newest job)")
-@click.argument("job", metavar="JOB")
+@job_argument
 @json_option
 @pass_place
 def show(place: Place, job: str, as_json: bool) -> None:
@@ -146,7 +147,7 @@ def _show_config(plan: Plan) -> None:
 
 
 @click.command("logs", epilog="Example: gptjobs logs -f @")
-@click.argument("job", metavar="JOB")
+@job_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends; then exit with its code.")
 @click.option("-n", "--lines", type=click.IntRange(0), help="Only the last so many lines to begin with.")
 @pass_place
@@ -184,7 +185,7 @@ def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -
 
 
 @click.command("wait", epilog="Example: gptjobs wait @ --timeout 3600")
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@jobs_argument
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; then exit 124.")
 @json_option
 @pass_place
@@ -228,7 +229,7 @@ def _exit_as(job: Job) -> None:
 
 
 @click.command("cancel", epilog="Example: gptjobs cancel 3f9a")
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@jobs_argument
 @json_option
 @pass_place
 def cancel(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:

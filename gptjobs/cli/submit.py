@@ -12,6 +12,7 @@ import click
 from gptjobs import checkpoint, contract, durable, planning, record
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
+from gptjobs.cli.complete import complete_checkpoint
 from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Given, Plan, check, settle
@@ -78,6 +79,7 @@ def train(context: click.Context, place: Place, /, **values: Any) -> None:
     envvar=CHECKPOINT_VARIABLE,
     show_envvar=True,
     metavar="REF",
+    shell_complete=complete_checkpoint,
     help="The checkpoint: a path, JOB@best, JOB@last or JOB@STEP.",
 )
 @click.option("--accept-data-change", is_flag=True, help="Train on data that the checkpoint has not seen.")
