@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gptjobs import __version__, settings
-from gptjobs.cli import checkpoints, completion, data, demo, jobs, submit, up, worker
+from gptjobs.cli import checkpoints, completion, data, demo, explain, jobs, submit, up, worker
 from gptjobs.cli.place import root_option
 from gptjobs.errors import GptjobsError
 
@@ -46,6 +46,7 @@ def gptjobs(context: click.Context) -> None:
 for each in (
     submit.group,
     *jobs.commands,
+    explain.explain,
     data.group,
     checkpoints.group,
     worker.group,
