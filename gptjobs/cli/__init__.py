@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gptjobs import __version__, settings
-from gptjobs.cli import checkpoints, completion, data, demo, explain, jobs, submit, up, worker
+from gptjobs.cli import checkpoints, completion, data, demo, doctor, explain, jobs, submit, up, worker
 from gptjobs.cli.place import root_option
 from gptjobs.errors import GptjobsError
 
@@ -52,6 +52,7 @@ for each in (
     worker.group,
     up.up,
     demo.demo,
+    doctor.doctor,
     completion.completion,
     up.version,
 ):
