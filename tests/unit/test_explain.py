@@ -162,6 +162,7 @@ def test_a_failed_job_says_its_cause_its_hint_the_end_of_its_log_and_how_to_go_o
     text, made = told(failed, past)
     assert "Attempt 1 on w@host went from step 0 to 90: signal SIGSEGV." in text
     assert "It failed in attempt 2 on w@host: RuntimeError: boom." in text
+    assert "Attempt 2 on" not in text
     assert "Hint: less of it." in text
     assert text.endswith("  Traceback\n  boom")
     assert made.next == ("gptjobs logs -n 50 3f9a", "gptjobs submit resume --from 3f9a@last")
