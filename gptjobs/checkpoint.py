@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -217,6 +217,12 @@ def counting(layout: Layout, job: str) -> list[Checkpoint]:
         and each.manifest.step <= until[each.manifest.token]
         and each.manifest.status == GOOD
     ]
+
+
+def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """That of the lowest validation loss; None where none was evaluated."""
+    evaluated = [each for each in checkpoints if each.manifest.losses.val_loss is not None]
+    return min(evaluated, key=lambda each: each.manifest.losses.val_loss or 0.0, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ ANY = "any"
 DEVICES = ("cuda", "mps", "cpu")
 HIGHEST_PRIORITY = 9
 DEFAULT_PRIORITY = 5
+FRUITLESS_LIMIT = 5
+"""crashes in a row without a new checkpoint, after which a job has failed"""
 
 
 class JobState(StrEnum):

@@ -14,6 +14,8 @@ from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
 
 NEWEST = "@"
+BEST = "best"
+LAST = "last"
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,20 @@ def _of_job(layout: Layout, job: str, which: str) -> Checkpoint:
     counting = checkpoint.counting(layout, job)
     if not counting:
         raise NotFound(f"job {job} has no checkpoint yet", hint=f"gptjobs logs {job}")
-    if which == "last":
+    if which == LAST:
         return counting[-1]
-    if which == "best":
-        evaluated = [each for each in counting if each.manifest.losses.val_loss is not None]
-        if not evaluated:
+    if which == BEST:
+        best = checkpoint.best(counting)
+        if best is None:
             raise NotFound(f"no checkpoint of {job} has a validation loss", hint=f"{job}@last")
-        return min(evaluated, key=lambda each: each.manifest.losses.val_loss or 0.0)
+        return best
     steps = [each.manifest.step for each in counting]
     if which.isascii() and which.isdigit() and int(which) in steps:
         return counting[steps.index(int(which))]
+    close = get_close_matches(which, (BEST, LAST), n=1, cutoff=0.7)
     raise NotFound(
         f"job {job} has no checkpoint '{which}'",
-        hint=f"best, last, or one of the steps {', '.join(map(str, steps[-8:]))}",
+        hint=f"did you mean {job}@{close[0]}?"
+        if close
+        else f"best, last, or one of the steps {', '.join(map(str, steps[-8:]))}",
     )

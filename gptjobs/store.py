@@ -23,6 +23,7 @@ Nothing here is decided by a clock. A worker's key expires, but that is for peop
 """
 
 import json
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -73,6 +74,17 @@ class Presence:
     busy: int
     jobs: list[str]
     started_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What Redis says of itself. `eviction` is its maxmemory-policy; `seconds` its clock, since the epoch."""
+
+    version: str
+    eviction: str
+    appendonly: bool
+    ping_s: float
+    seconds: float
 
 
 class Fenced(Exception):
@@ -132,6 +144,22 @@ class Store:
     def ping(self) -> None:
         with self._reaching():
             self._redis.ping()
+
+    def server(self) -> Server:
+        with self._reaching():
+            self._redis.ping()
+            began = time.monotonic()
+            self._redis.ping()
+            ping_s = time.monotonic() - began
+            said = self._redis.info()
+            seconds, _ = self._redis.time()
+        return Server(
+            version=said["redis_version"],
+            eviction=said["maxmemory_policy"],
+            appendonly=bool(said["aof_enabled"]),
+            ping_s=ping_s,
+            seconds=float(seconds),
+        )
 
     def submit(self, spec: JobSpec) -> bool:
         """Record a queued job; False where the id is there already."""

@@ -152,7 +152,7 @@ def describe(path: Path) -> Any:
     except Refused:
         raise
     except zipfile.BadZipFile as error:
-        raise Refused(f"{path} is no whole PyTorch checkpoint: {error}") from error
+        raise Refused(f"{path} is no whole PyTorch checkpoint: {error}", hint="gptjobs checkpoints list") from error
     except Exception as error:  # a damaged pickle or zip may raise anything, as their docs say
         raise Refused(f"{path} is damaged: its pickle cannot be read ({error})") from error
 

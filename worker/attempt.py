@@ -13,15 +13,12 @@ from gptjobs import adoption, checkpoint, durable, planning, record
 from gptjobs.config import Plan
 from gptjobs.data import tokens
 from gptjobs.errors import GptjobsError
-from gptjobs.job import Job, JobState, Outcome
+from gptjobs.job import FRUITLESS_LIMIT, Job, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Line, Progress, StageBegan
 from worker import outputs
 from worker.lease import HeldLease
 from worker.supervisor import Ended, Supervisor, encoder_command, trainer_command
-
-FRUITLESS_LIMIT = 5
-"""crashes in a row without a new checkpoint, after which a job has failed"""
 
 STORAGE_PAUSE_S = 10.0
 

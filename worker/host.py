@@ -1,4 +1,7 @@
-"""This host: its devices, the slots it offers and the queues it listens to. Imports no torch."""
+"""This host: its devices, the slots it offers and the queues it listens to. Imports no torch.
+
+`python -m worker.host` prints the slots, for `gptjobs doctor`.
+"""
 
 import platform
 import shutil
@@ -61,3 +64,7 @@ def cuda_devices() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+if __name__ == "__main__":
+    print(*this_host("here", None, None).slots)

@@ -61,7 +61,7 @@ def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metric
         val_loss = "" if manifest.losses.val_loss is None else f"{manifest.losses.val_loss:.4f}"
         lines += [f"| {each.name} | {manifest.step} | {manifest.tokens} | {val_loss} |"]
     lines += ["", "## Configuration", "", "| | value | from |", "| --- | ---: | --- |"]
-    record = settled.to_dict()
-    for name, value in {**record["model"], **record["train"]}.items():
+    values = settled.to_dict()
+    for name, value in {**values["model"], **values["train"]}.items():
         lines += [f"| {name} | {value} | {settled.origins[name]} |"]
     return "\n".join([*lines, ""])

@@ -3,15 +3,14 @@
 import os
 import sys
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import click
 
-from gptjobs import settings
-from gptjobs.cli import checkpoints, data, demo, jobs, plot, submit, up, watch, worker
+from gptjobs import __version__, settings
+from gptjobs.cli import checkpoints, completion, data, demo, doctor, explain, jobs, plot, submit, up, watch, worker
 from gptjobs.cli.follow import CTRL_C
-from gptjobs.cli.place import Place
+from gptjobs.cli.place import root_option
 from gptjobs.errors import GptjobsError
 
 
@@ -31,21 +30,16 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--root",
-    type=click.Path(file_okay=False, path_type=Path),
-    help=f"The storage root: where checkpoints/ and shared_data/ are.  [env: {settings.ROOT_VARIABLE}; "
-    "default: the working directory]",
-)
+@root_option
+@click.version_option(__version__, message="%(prog)s %(version)s")
 @click.pass_context
-def gptjobs(context: click.Context, root: Path | None) -> None:
+def gptjobs(context: click.Context) -> None:
     """A job queue for GPT-2 training runs, whose workers know what a training run is.
 
     Start here: `gptjobs up` in a folder of its own, then `gptjobs submit train --help` in another terminal.
     Redis is that of the root's own `gptjobs up`, unless GPTJOBS_REDIS_URL names one.
     """
     context.color = False if settings.no_colour() else None
-    context.obj = Place(settings.load(root))
 
 
 for each in (
@@ -53,11 +47,14 @@ for each in (
     watch.watch,
     *jobs.commands,
     plot.plot,
+    explain.explain,
     data.group,
     checkpoints.group,
     worker.group,
     up.up,
     demo.demo,
+    doctor.doctor,
+    completion.completion,
     up.version,
 ):
     gptjobs.add_command(each)

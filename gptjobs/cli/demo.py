@@ -9,7 +9,7 @@ import click
 
 from gptjobs import settings
 from gptjobs.cli import output
-from gptjobs.cli.place import Place, pass_place
+from gptjobs.cli.place import Place
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from gptjobs.progress import duration
@@ -37,8 +37,7 @@ STORY = (
 @click.command(epilog="Example: gptjobs demo --dir /tmp/demo")
 @click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("demo"),
               help="Where its storage root is made.  [default: demo]")  # fmt: skip
-@pass_place
-def demo(place: Place, folder: Path) -> None:
+def demo(folder: Path) -> None:
     """Train a small GPT here, resume it on other hyperparameters and compare; about a minute.
 
     Starts a server, a worker and Flower of its own, and stops them at the end.

@@ -7,12 +7,14 @@ import click
 
 from gptjobs import checkpoint, contract, planning, record
 from gptjobs.cli import output
+from gptjobs.cli.complete import job_argument, jobs_argument
 from gptjobs.cli.follow import POLL_S, Followed, detachable, exit_as, name_of
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Plan
 from gptjobs.errors import GptjobsError, WaitedTooLong
 from gptjobs.job import Job, JobState
 from gptjobs.progress import duration
+from gptjobs.reference import jobs_on_record
 
 
 @click.command("list", epilog="Example: gptjobs list --state running")
@@ -34,13 +36,20 @@ def list_jobs(place: Place, states: tuple[str, ...], limit: int | None, as_json:
         output.as_json({"jobs": [each.to_dict() for each in jobs]})
         return
     if not jobs:
-        output.say("no jobs yet; gptjobs submit train --help" if not states else "no such jobs")
+        output.say(_no_jobs(place) if not states else "no such jobs")
         return
     output.table(
         ("ID", "NAME", "STATE", "STEP", "TRAIN", "VAL", "TOKENS/S", "LEFT", "DEVICE"),
         [_row(each) for each in jobs],
         right=(3, 4, 5, 6, 7),
     )
+
+
+def _no_jobs(place: Place) -> str:
+    count = len(jobs_on_record(place.layout))
+    if not count:
+        return "no jobs yet; gptjobs submit train --help"
+    return f"Redis has no jobs, but {count} are on record in {place.layout.root}; gptjobs explain JOB"
 
 
 def _row(job: Job) -> tuple[str, ...]:
@@ -60,12 +69,12 @@ def _row(job: Job) -> tuple[str, ...]:
 
 
 @click.command("show", epilog="Example: gptjobs show @   (@ is the newest job)")
-@click.argument("job", metavar="JOB")
+@job_argument
 @json_option
 @pass_place
 def show(place: Place, job: str, as_json: bool) -> None:
     """One job: state, progress, contract, config with origins, checkpoints."""
-    found = place.store.find(job)
+    found = place.find(job).job
     plan = record.read_plan(place.layout, found.spec.id) or _what_it_will_be(place, found)
     parent = checkpoint.read(place.layout, plan.parent) if plan and plan.parent else None
     made = contract.contract(plan, parent) if plan and parent else None
@@ -137,13 +146,13 @@ def _show_config(plan: Plan) -> None:
 
 
 @click.command("logs", epilog="Example: gptjobs logs -f @")
-@click.argument("job", metavar="JOB")
+@job_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends; then exit with its code.")
 @click.option("-n", "--lines", type=click.IntRange(0), help="Only the last so many lines to begin with.")
 @pass_place
 def logs(place: Place, job: str, follow: bool, lines: int | None) -> None:
     """What a job's trainer said, over all its attempts. Ctrl-C detaches; it never stops the job."""
-    found = place.store.find(job)
+    found = place.find(job).job
     if follow:
         with detachable(f"gptjobs watch {name_of(found)}"):
             ended = _follow_log(place, found, lines)
@@ -196,10 +205,11 @@ def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -
 
 
 @click.command("wait", epilog="Example: gptjobs wait @ --timeout 3600")
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@jobs_argument
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; then exit 124.")
+@json_option
 @pass_place
-def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
+def wait(place: Place, jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
     """Wait until jobs end. Exit 0 if all finished, 1 if one failed or diverged, 10 if one was cancelled."""
     found = [place.store.find(each) for each in jobs]
     began = time.monotonic()
@@ -212,7 +222,9 @@ def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
                     raise WaitedTooLong(f"job {each.spec.id} is still {job.state} after {timeout:g} s")
                 time.sleep(POLL_S)
             ended.append(job)
-    for job in ended:
+    if as_json:
+        output.as_json({"jobs": [each.to_dict() for each in ended]})
+    for job in ended if not as_json else ():
         reason = "" if job.reason == job.state.value else f"  {job.reason}"
         output.result(f"{job.spec.id}  {output.coloured(job.state)}{reason}")
     for job in sorted(ended, key=lambda each: each.state is JobState.CANCELLED):
@@ -220,7 +232,7 @@ def wait(place: Place, jobs: tuple[str, ...], timeout: float | None) -> None:
 
 
 @click.command("cancel", epilog="Example: gptjobs cancel 3f9a")
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@jobs_argument
 @json_option
 @pass_place
 def cancel(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:

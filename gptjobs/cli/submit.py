@@ -12,6 +12,7 @@ import click
 from gptjobs import adoption, checkpoint, contract, durable, foreign, planning, record
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
+from gptjobs.cli.complete import complete_checkpoint
 from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.cli.watch import watch_job
@@ -20,7 +21,7 @@ from gptjobs.data import tokens
 from gptjobs.errors import NotFound, NoWorker, RedisUnreachable, Refused, UsageError
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
 from gptjobs.layout import Layout, is_name, new_job_id
-from gptjobs.reference import find_checkpoint
+from gptjobs.reference import find_checkpoint, jobs_on_record
 
 
 @click.group("submit")
@@ -79,6 +80,7 @@ def train(context: click.Context, place: Place, /, **values: Any) -> None:
     envvar=CHECKPOINT_VARIABLE,
     show_envvar=True,
     metavar="REF",
+    shell_complete=complete_checkpoint,
     help="The checkpoint: a path, JOB@best, JOB@last or JOB@STEP.",
 )
 @click.option("--accept-data-change", is_flag=True, help="Train on data that the checkpoint has not seen.")
@@ -157,12 +159,15 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
             output.say(f"{outside} lies outside the root; its copy for all hosts is {target}")
         if not options["dry_run"]:
             _copy(outside, target)
-    if parent is not None and parent.lies_at is not None and talks:
+    if talks and parent is not None and parent.lies_at is not None:
         output.say(_what_is_adopted(place.layout, parent))
+    if talks:
+        _say_whose_name_it_is(place, spec)
+    _find_workers(place, spec, options["require_worker"], options["dry_run"], talks)
     if not options["dry_run"]:
         if parent is not None:
             adoption.commit(place.layout, parent)
-        _queue(place, spec, options["require_worker"], talks)
+        _queue(place, spec)
     _print_result(spec, plan, parent, options)
     if options["follow"]:
         watch_job(place, place.store.get(spec.id))
@@ -215,17 +220,35 @@ def _copy(source: Path, target: Path) -> None:
         beside.replace(target)
 
 
-def _queue(place: Place, spec: JobSpec, require_worker: bool, talks: bool) -> None:
+def _say_whose_name_it_is(place: Place, spec: JobSpec) -> None:
+    others = [each for each in jobs_on_record(place.layout) if spec.name is not None and each.name == spec.name]
+    if others:
+        newest = max(others, key=lambda each: each.submitted_at)
+        output.say(f"note: job {newest.id} is called {spec.name} too; the name means the newest")
+
+
+def _find_workers(place: Place, spec: JobSpec, require: bool, dry_run: bool, talks: bool) -> None:
+    """Say, or refuse, where no worker could take the job. Raises RedisUnreachable, unless nothing is to be queued."""
+    try:
+        listening = [each for each in place.store.workers() if spec.device in each.queues]
+    except RedisUnreachable as error:
+        if not dry_run:
+            raise
+        if talks:
+            output.say(f"note: {error.message}")
+        return
+    if listening:
+        return
+    words = "no worker is there" if spec.device == ANY else f"no worker offers {spec.device}"
+    if require:
+        raise NoWorker(words, hint="gptjobs worker start")
+    if talks:
+        output.say(f"note: {words}; the job waits for one (gptjobs worker start)")
+
+
+def _queue(place: Place, spec: JobSpec) -> None:
     from gptjobs import broker
 
-    place.store.ping()
-    listening = [each for each in place.store.workers() if spec.device in each.queues]
-    if not listening:
-        words = "no worker is there" if spec.device == ANY else f"no worker offers {spec.device}"
-        if require_worker:
-            raise NoWorker(words, hint="gptjobs worker start")
-        if talks:
-            output.say(f"note: {words}; the job waits for one (gptjobs worker start)")
     if place.layout.is_there:
         record.write_request(place.layout, spec)
     try:

@@ -59,13 +59,7 @@ def _byte_pairs(layout: Layout) -> Encoder:
         raise NotFound(
             f"the encoding {NAME} needs the package tiktoken", hint="pip install 'gptjobs[worker]'"
         ) from None
-    path = file(layout)
-    if not path.is_file():
-        raise NotFound(f"the encoding {NAME} is not in {layout.encodings}", hint="gptjobs data encoding")
-    ranks = {
-        base64.b64decode(token): int(rank)
-        for token, rank in (line.split() for line in _checked(path.read_bytes(), str(path)).splitlines())
-    }
+    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in read(layout).splitlines())}
     encoding = tiktoken.Encoding(
         NAME, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
     )
@@ -86,10 +80,18 @@ def file(layout: Layout) -> Path:
     return layout.encodings / f"{NAME}.tiktoken"
 
 
+def read(layout: Layout) -> bytes:
+    """The file's content. Raises NotFound where it is not in place, Refused where it is another."""
+    path = file(layout)
+    if not path.is_file():
+        raise NotFound(f"the encoding {NAME} is not in {layout.encodings}", hint="gptjobs data encoding")
+    return _checked(path.read_bytes(), str(path))
+
+
 def _checked(content: bytes, source: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise Refused(
-            f"{source} is not the encoding {NAME}: its SHA-256 differs", hint="remove it; gptjobs data encoding"
+            f"{source} is not the encoding {NAME}: its SHA-256 differs", hint="remove it, then: gptjobs data encoding"
         )
     return content
 

@@ -67,7 +67,7 @@ def checkpoint(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("nothing.pt", "there is no checkpoint nothing.pt", "gptjobs checkpoints list"),
         ("checkpoints/first/none.pt", "there is no checkpoint checkpoints/first/none.pt", "gptjobs checkpoints list"),
         ("first@3", "has no checkpoint '3'", "2, 4"),
-        ("first@nest", "has no checkpoint 'nest'", "best, last"),
+        ("first@nest", "has no checkpoint 'nest'", "did you mean"),
         ("frist@2", "no job is called 'frist'", "did you mean first?"),
         ("first", "'first' is no checkpoint", "first@best, first@last"),
     ],

@@ -101,6 +101,15 @@ def test_a_checkpoint_that_does_not_count_is_not_found(layout: Layout, jobs: dic
     assert "100, 200, 300" in (error.value.hint or "")
 
 
+@pytest.mark.parametrize(("which", "meant"), [("bset", "best"), ("lats", "last"), ("lst", "last")])
+def test_a_mistyped_checkpoint_of_a_job_is_answered_with_the_right_one(
+    layout: Layout, jobs: dict[int, str], which: str, meant: str
+):
+    with pytest.raises(NotFound) as error:
+        find_checkpoint(layout, f"first@{which}")
+    assert error.value.hint == f"did you mean 3f9a01@{meant}?"
+
+
 def test_best_needs_a_validation_loss(layout: Layout, jobs: dict[int, str]):
     begin(layout, "77aa03", 1)
     commit(layout, "77aa03", 1, 7, losses=Losses(train_loss=1.0))

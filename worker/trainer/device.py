@@ -1,4 +1,7 @@
-"""The device that a trainer computes on, and the arithmetic that gains there."""
+"""The device that a trainer computes on, and the arithmetic that gains there.
+
+`python -m worker.trainer.device` prints the best one, for `gptjobs doctor`.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -50,3 +53,7 @@ def open_device(name: str, precision: str) -> Device:
         gains = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if gains else "float32"
     return Device(device, precision)
+
+
+if __name__ == "__main__":
+    print(best_available())
