@@ -15,6 +15,22 @@ Line = dict[str, Any]
 """as progress.py encodes it, with the fields of later versions"""
 
 
+def attempt_lines(layout: Layout, job: str, token: int, start: int = 0) -> tuple[list[Line], int]:
+    """The whole lines of an attempt from the byte `start`, and the byte after them; a killed worker or a full disk
+    may have left half of one."""
+    path = layout.attempt_lines(job, token)
+    if not path.is_file():
+        return [], start
+    with path.open("rb") as file:
+        file.seek(start)
+        whole, end, _ = file.read().rpartition(b"\n")
+    lines = []
+    for text in whole.splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines, start + len(whole) + len(end)
+
+
 class History:
     """A job's lines as far as they were read. `metrics` has each step once, from the attempt whose step counts;
     `events` tells of all attempts, also of those on dead branches."""
@@ -43,23 +59,14 @@ class History:
         return self
 
     def _read_lines(self, token: int) -> bool:
-        """Take the whole lines that an attempt's file grew by; a killed worker or a full disk may have left half
-        of one."""
-        path = self._layout.attempt_lines(self._job, token)
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            file.seek(self._read_bytes[token])
-            whole, end, _ = file.read().rpartition(b"\n")
-        self._read_bytes[token] += len(whole) + len(end)
-        for text in whole.splitlines():
-            with suppress(ValueError):
-                line = json.loads(text)
-                if line["kind"] == "progress":
-                    self._progress[token].append(line)
-                elif line["kind"] in _EVENTS:
-                    self._events[token].append({**line, "token": token})
-        return bool(end)
+        """Take the lines that an attempt's file grew by."""
+        lines, self._read_bytes[token] = attempt_lines(self._layout, self._job, token, self._read_bytes[token])
+        for line in lines:
+            if line["kind"] == "progress":
+                self._progress[token].append(line)
+            elif line["kind"] in _EVENTS:
+                self._events[token].append({**line, "token": token})
+        return bool(lines)
 
     def _put_metrics_together(self) -> list[Line]:
         by_step: dict[int, Line] = {}

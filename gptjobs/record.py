@@ -4,12 +4,11 @@ They are there before they are confirmed, so neither losing Redis nor `repair` l
 """
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from gptjobs import checkpoint, durable
+from gptjobs import checkpoint, durable, history
 from gptjobs.checkpoint import Attempt, latest_token
 from gptjobs.config import Plan
 from gptjobs.job import SCHEMA, Job, JobSpec, JobState, Outcome
@@ -70,23 +69,12 @@ def read_attempts(layout: Layout, job: str) -> list[PastAttempt]:
 def _read_attempt(layout: Layout, job: str, attempt: Attempt) -> PastAttempt:
     ended: Outcome | None = None
     progress: dict[str, Any] = {}
-    for line in attempt_lines(layout, job, attempt.token):
+    for line in history.attempt_lines(layout, job, attempt.token)[0]:
         if line["kind"] == "ended":
             ended = Outcome.from_dict(line)
         elif line["kind"] == "progress":
             progress |= {name: value for name, value in line.items() if value is not None}
     return PastAttempt(attempt=attempt, ended=ended, progress=progress)
-
-
-def attempt_lines(layout: Layout, job: str, token: int) -> Iterator[dict[str, Any]]:
-    """The whole lines of an attempt; a killed worker or a full disk may have left half of one."""
-    path = layout.attempt_lines(job, token)
-    if not path.is_file():
-        return
-    with path.open() as file:
-        for text in file:
-            with suppress(ValueError):
-                yield json.loads(text)
 
 
 def read_job(layout: Layout, job: str) -> Job:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from gptjobs.cli import output
+from gptjobs.cli.complete import jobs_argument
 from gptjobs.cli.place import Place, pass_place
 from gptjobs.errors import GptjobsError, NotFound, UsageError
 from gptjobs.history import History
@@ -17,7 +18,7 @@ _SEVERAL = "losses.png"
 
 
 @click.command(epilog="Example: gptjobs plot first second --output both.png")
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@jobs_argument
 @click.option(
     "--output",
     "file",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptjobs.cli import output
+from gptjobs.cli.complete import complete_job
 from gptjobs.cli.follow import CTRL_C, Followed, detachable, exit_as, name_of
 from gptjobs.cli.place import Place, pass_place
 from gptjobs.errors import RedisUnreachable
@@ -32,7 +33,7 @@ Show = Callable[[Callable[[Any, int, int], "list[Text]"], Any], None]
 
 
 @click.command(epilog="Example: gptjobs watch @   (@ is the newest job)")
-@click.argument("job", metavar="[JOB]", required=False)
+@click.argument("job", metavar="[JOB]", required=False, shell_complete=complete_job)
 @pass_place
 def watch(place: Place, job: str | None) -> None:
     """Training, live: all jobs, or one with its losses, events and log until it ends.
