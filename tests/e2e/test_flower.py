@@ -80,9 +80,7 @@ class Flower:
         self._process.send_signal(signal.SIGINT)
         assert self._process.wait(60) == 0
 
-    def ask(
-        self, path: str, *, post: bool = False, login: bool = False, site: str | None = None
-    ) -> tuple[int, str]:  # fmt: skip
+    def ask(self, path: str, *, post: bool = False, login: bool = False, site: str | None = None) -> tuple[int, str]:
         """Status and body of a request without a browser."""
         parts = urlsplit(self.url)
         request = urllib.request.Request(f"http://127.0.0.1:{parts.port}{path}", data=b"" if post else None)
@@ -109,7 +107,7 @@ def flower(gptjobs: Commands, tmp_path: Path) -> Iterator[Flower]:
 def submit(gptjobs: Commands, name: str, *options: str, steps: int = END_STEP) -> str:
     return gptjobs.ok(
         "submit", "train", "-q", *TINY, "--data", "sources/text.md", "--steps", str(steps), "--name", name, *options
-    )  # fmt: skip
+    )
 
 
 def row(page: Page, name: str) -> Locator:
@@ -223,9 +221,7 @@ def test_terminate_cancels_a_job_whose_worker_was_killed(
     assert newest_step(gptjobs, job) >= 50
 
 
-def test_flower_started_again_knows_all_jobs(
-    gptjobs: Commands, workers: Workers, flower: Flower, page: Page
-) -> None:  # fmt: skip
+def test_flower_started_again_knows_all_jobs(gptjobs: Commands, workers: Workers, flower: Flower, page: Page) -> None:
     workers.start()
     done = submit(gptjobs, "done", steps=20)
     gptjobs.ok("wait", done, "--timeout", "90")
