@@ -12,7 +12,7 @@ from typing import IO, Any
 from gptjobs import adoption, checkpoint, durable, planning, record
 from gptjobs.config import Plan
 from gptjobs.data import tokens
-from gptjobs.errors import GptjobsError
+from gptjobs.errors import GptjobsError, NotFound
 from gptjobs.job import FRUITLESS_LIMIT, Job, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Line, Progress, StageBegan
@@ -109,6 +109,10 @@ class Attempt:
         if tokens.read_manifest(planning.token_file_of(self._layout, plan)) is not None:
             return None
         source = self._layout.path(plan.settled.train.data)
+        if not source.is_file():
+            raise NotFound(
+                f"the data {plan.settled.train.data} is gone from the storage root", hint="put it back there"
+            )
         command = encoder_command(self._layout.config_file(plan.job), source)
         ended = Supervisor(command, log, self._held, self._draining, self._show).run()
         is_done = ended.finished is not None and ended.finished.outcome == "finished"

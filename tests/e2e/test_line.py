@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from gptjobs import broker
+from gptjobs import broker, durable, planning
+from gptjobs.job import JobSpec
 from gptjobs.store import Store
 from tests.conftest import Commands, Workers, eventually
 
@@ -133,3 +134,15 @@ def test_celerys_revoke_cancels_as_gptjobs_cancel_does(
     assert [each["step"] for each in shown["checkpoints"]][-1] >= shown["step"] > 0
     (said,) = revoke("nothing")
     assert list(said.values()) == [{"error": "Redis has no job nothing"}]
+
+
+def test_data_that_goes_away_once_a_job_is_planned_fails_it_and_says_so(gptjobs: Commands, workers: Workers) -> None:
+    layout = gptjobs.layout
+    job = gptjobs.ok("submit", "train", "-q", *TINY, "--data", "sources/text.md", "--steps", "4")
+    plan, _ = planning.plan(layout, JobSpec.from_dict(json.loads(layout.job_file(job).read_bytes())))
+    durable.create(layout.config_file(job), durable.to_json(plan.to_dict()))
+    (layout.root / "sources" / "text.md").unlink()
+    workers.start()
+    done = gptjobs("wait", job, "--timeout", "60")
+    assert done.returncode == 1
+    assert "the data sources/text.md is gone from the storage root" in done.stdout
