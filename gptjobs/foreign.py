@@ -120,7 +120,7 @@ def _described(entry: Mapping[str, Any], start: int) -> TensorShape:
     """An entry of the header; raises ValueError where its place and its shape do not go together."""
     first, end = entry["data_offsets"]
     size = math.prod(entry["shape"]) * _BYTES_OF[entry["dtype"]]
-    if type(first) is not int or end - first != size or min(entry["shape"], default=0) < 0:
+    if type(first) is not int or end - first != size:
         raise ValueError(f"bytes {first} to {end} are no {entry['shape']} of {entry['dtype']}")
     return TensorShape(tuple(entry["shape"]), first=start + first, size=size)
 

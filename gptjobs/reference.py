@@ -68,6 +68,11 @@ def find_checkpoint(layout: Layout, reference: str, folder: Path | None = None) 
     for path in ((folder or layout.root) / reference, layout.root / reference):
         if path.is_file() or foreign.is_folder(path):
             return checkpoint_at(layout, path)
+        if path.is_dir():
+            raise NotFound(
+                f"{reference} is a folder without {foreign.CONFIG_FILE} and {' or '.join(foreign.WEIGHTS_FILES)}",
+                hint="name a file in it",
+            )
     if reference.endswith(checkpoint.SUFFIXES) or "/" in reference:
         raise NotFound(f"there is no checkpoint {reference}", hint="gptjobs checkpoints list")
     raise NotFound(

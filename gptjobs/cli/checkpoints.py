@@ -125,7 +125,7 @@ def import_checkpoints(place: Place, /, paths: tuple[Path, ...], as_json: bool, 
             try:
                 found = checkpoint_at(place.layout, each, said, advance)
                 if found.lies_at is None:
-                    output.say(f"{found.name} has a manifest already")
+                    output.say(f"{found.name} has a manifest already; it stays as it is")
                 else:
                     imported.append(adoption.commit(place.layout, found))
             except GptjobsError as error:

@@ -153,6 +153,13 @@ def test_a_job_alone_is_no_checkpoint_and_the_hint_says_what_would_be(layout: La
     assert "first@last" in (error.value.hint or "")
 
 
+def test_a_folder_that_is_no_hugging_face_one_is_said_to_be_that(layout: Layout):
+    (layout.checkpoints / "out").mkdir()
+    with pytest.raises(NotFound, match=r"out is a folder without config\.json") as refusal:
+        find_checkpoint(layout, "checkpoints/out")
+    assert refusal.value.hint == "name a file in it"
+
+
 def zip_with_pickle(path: Path, content: bytes) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", content)

@@ -124,15 +124,19 @@ def test_a_tensor_whose_numbers_are_not_all_there_is_refused(tmp_path: Path, edi
         describe(with_entry(path, "/data/1", edit))
 
 
-def test_a_view_that_reaches_beyond_its_numbers_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [(b"K\x00K\x01\x86", b"K\x01K\x01\x86"), (b"K\x00M\xe8\x03", b"J\xff\xff\xff\xffM\xe8\x03")],
+    ids=["a stride of 1, not 0", "from -1, not 0"],
+)
+def test_a_view_that_reaches_beyond_its_numbers_is_refused(tmp_path: Path, part: bytes, other: bytes):
     import torch
 
     path = tmp_path / "a.pt"
     torch.save({"a.weight": torch.ones(1, 4).expand(1000, 4)}, path)
     assert describe(path)["a.weight"] == TensorShape((1000, 4))
-    stride_of_1 = with_entry(path, "data.pkl", lambda content: content.replace(b"K\x00K\x01\x86", b"K\x01K\x01\x86"))
     with pytest.raises(Refused, match="reaches beyond"):
-        describe(stride_of_1)
+        describe(with_entry(path, "data.pkl", lambda content: content.replace(part, other)))
 
 
 def test_a_file_of_torch_is_described_by_its_shapes(tmp_path: Path):
