@@ -186,6 +186,15 @@ def test_the_encoding_is_told_by_the_rows_of_the_token_table(
         assert adoption.adopt(layout, path).manifest.settled.train.encoding == encoding
 
 
+def test_a_model_beyond_the_bounds_of_its_hyperparameters_is_refused(
+    layout: Layout, tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    table = torch.zeros(1, other.WIDTH).expand(70000, other.WIDTH)
+    of_rows = {**weights, "transformer.wte.weight": table, "lm_head.weight": table}
+    with pytest.raises(Refused, match="its vocab_size 70000 is above 65536"):
+        read(layout, other.save_as_common(tmp_path / "a.pt", of_rows), encoding="r50k_base")
+
+
 JUNK = [
     "text", "", math.nan, math.inf, -1, -1.5, 0, 10**400, 2**63, True, None, [], [1], {}, {"a": 1}, (1, 2),
     numpy.float64(math.nan), numpy.int64(-3), numpy.arange(3), torch.tensor(math.nan), torch.zeros(3),
@@ -223,6 +232,11 @@ def test_junk_at_the_top_never_crashes_and_never_passes_bounds(common: Any, junk
     assert_in_bounds(
         common(**dict.fromkeys(("config", "model_args", "args", "optimizer_state_dict", "model"), junk), hparams=CONFIG)
     )
+
+
+def test_a_truth_is_no_number(common: Any) -> None:
+    made = common(step=True, val_loss=True, config=CONFIG)
+    assert (made.step, made.losses.val_loss) == (0, None)
 
 
 @pytest.mark.parametrize("junk", JUNK, ids=repr)

@@ -150,6 +150,7 @@ def test_the_step_of_older_torches_is_adams(layout: Layout, tmp_path: Path, step
         entry["step"] = step
     path = other.save_as_common(tmp_path / "a.pt", model.state_dict(), optimizer_state_dict=saved)
     _, at = imported(layout, path)
+    assert {entry["step"].shape for entry in at.optimizer.state.values()} == {torch.Size([])}
     optimizer.param_groups[0]["weight_decay"] = 0.0
     at.optimizer.param_groups[0]["weight_decay"] = 0.0
     assert_same_step(model, optimizer, at)
