@@ -4,14 +4,14 @@ The file stays as it is and where it is; one from outside the storage root is co
 only the root.
 """
 
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from gptjobs import checkpoint, durable, foreign
 from gptjobs.checkpoint import Checkpoint, Cursor, Manifest
 from gptjobs.config import Overrides
-from gptjobs.errors import NotFound
+from gptjobs.errors import NotFound, Refused
 from gptjobs.facts import Facts
 from gptjobs.layout import Layout
 
@@ -59,14 +59,17 @@ def _name_in_root(layout: Layout, path: Path, sha256: str) -> str:
     """Where a file from outside goes: named by its content, so that bringing it twice is once."""
     folder = layout.checkpoints.name
     if foreign.is_folder(path.parent):
-        return f"{folder}/imported/{path.parent.name}-{sha256[:8]}/{path.name}"
+        return f"{folder}/imported/{path.parent.resolve().name}-{sha256[:8]}/{path.name}"
     return f"{folder}/imported/{path.stem}-{sha256[:8]}{path.suffix}"
 
 
 def bring(layout: Layout, path: Path) -> Checkpoint:
-    """A gptjobs checkpoint with its manifest, from another root; not yet committed."""
+    """A gptjobs checkpoint with its manifest, from another root; not yet committed. Raises Refused where the
+    file is not what the manifest says."""
     manifest = checkpoint.read_manifest(path)
-    return Checkpoint(name=_name_in_root(layout, path, manifest.sha256), manifest=manifest, lies_at=path)
+    found = Checkpoint(name=_name_in_root(layout, path, manifest.sha256), manifest=manifest, lies_at=path)
+    checkpoint.verify(layout, found)
+    return found
 
 
 def commit(layout: Layout, found: Checkpoint) -> Checkpoint:
@@ -74,17 +77,21 @@ def commit(layout: Layout, found: Checkpoint) -> Checkpoint:
     if found.lies_at is None:
         return found
     path = layout.path(found.name)
-    if layout.inside(found.lies_at) is None and not path.exists():
-        _copy(found.lies_at, path)
-    if not checkpoint.manifest_path(path).exists():
-        durable.create(checkpoint.manifest_path(path), durable.to_json(found.manifest.to_dict()))
+    try:
+        if layout.inside(found.lies_at) is None and not path.exists():
+            _copy(found.lies_at, path)
+        with suppress(FileExistsError):  # of another client, or of an earlier import
+            durable.create(checkpoint.manifest_path(path), durable.to_json(found.manifest.to_dict()))
+    except OSError as error:
+        raise Refused(
+            f"{found.lies_at} cannot be imported: {error.strerror} in {path.parent}",
+            hint="its manifest goes beside it: make that folder writable, or copy the file to one that is",
+        ) from error
     return checkpoint.read(layout, found.name)
 
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    config = source.with_name(foreign.CONFIG_FILE)
-    for each in (config, source) if foreign.is_folder(source.parent) else (source,):
-        beside = durable.temporary(target)
-        shutil.copyfile(each, beside)
-        beside.replace(target if each == source else target.with_name(each.name))
+    if foreign.is_folder(source.parent):
+        durable.copy(source.with_name(foreign.CONFIG_FILE), target.with_name(foreign.CONFIG_FILE))
+    durable.copy(source, target)

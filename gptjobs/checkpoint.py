@@ -132,7 +132,8 @@ class Checkpoint:
 
 
 def manifest_path(checkpoint: Path) -> Path:
-    return checkpoint.with_suffix(".json")
+    """`a.json` for `a.pt`; with another ending `a.bin.json`, as both may be there."""
+    return checkpoint.with_suffix(".json") if checkpoint.suffix == ".pt" else Path(f"{checkpoint}.json")
 
 
 def read(layout: Layout, name: str) -> Checkpoint:
@@ -147,18 +148,22 @@ def read(layout: Layout, name: str) -> Checkpoint:
             f"{name} has no manifest {manifest_path(path).name} beside it, so it was never committed",
             hint="gptjobs checkpoints list shows those that were",
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refused(f"the manifest of {name} cannot be read: {error!r}") from error
 
 
 def read_manifest(path: Path) -> Manifest:
-    """That beside the file `path`."""
-    return Manifest.from_dict(json.loads(manifest_path(path).read_bytes()))
+    """That beside the file `path`; raises FileNotFoundError without one, Refused for a torn one."""
+    try:
+        return Manifest.from_dict(json.loads(manifest_path(path).read_bytes()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            f"{manifest_path(path)} cannot be read as the manifest of {path.name}: {error!r}",
+            hint="if another program wrote it, move it away",
+        ) from error
 
 
 def verify(layout: Layout, checkpoint: Checkpoint) -> None:
     """Raise Refused where the file is not, to the bit, what its manifest says."""
-    path = layout.path(checkpoint.name)
+    path = checkpoint.lies_at or layout.path(checkpoint.name)
     size = path.stat().st_size
     if size != checkpoint.manifest.size:
         raise _corrupt(checkpoint, f"it has {size} bytes, not {checkpoint.manifest.size}")
@@ -186,7 +191,7 @@ def sha256_of(path: Path, advance: Callable[[int], None] = lambda count: None) -
 def brought(layout: Layout) -> list[Checkpoint]:
     """The committed checkpoints below checkpoints/ that no job of this root wrote, by name."""
     found = []
-    for top in sorted(layout.checkpoints.iterdir()):
+    for top in sorted(layout.checkpoints.glob("*")):
         if layout.job_file(top.name).exists():
             continue
         for path in [top] if top.is_file() else sorted(top.rglob("*")):

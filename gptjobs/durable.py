@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def create(path: Path, content: bytes, *, mode: int = 0o666) -> None:
         place(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Put a copy of `source` at `target`, over what was there."""
+    beside = temporary(target)
+    try:
+        shutil.copyfile(source, beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(target.parent)
 
 
 def place(beside: Path, path: Path) -> None:

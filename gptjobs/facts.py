@@ -4,8 +4,7 @@ A fact comes from the file, else from its name, else from GPT-2's customs; one t
 not said, and the resume contract shows it so.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,15 @@ from gptjobs.config import (
 )
 from gptjobs.errors import Refused
 from gptjobs.foreign import Contents
-from gptjobs.layout import parse_checkpoint_name, seconds_of_stamp
+from gptjobs.layout import dataset_name, parse_checkpoint_name, seconds_of_stamp
 
 _PADDING = 1024
 """Rows beyond the vocabulary that a token table may have, to be a multiple of a power of two."""
 _RESUME_RATE = 1e-5
 """Where nothing tells the learning rate."""
+_MOST_STEPS = HYPERPARAMETERS["steps"].metadata["high"]
+_HIGHEST_LOSS = 1e3
+"""Nats; a higher one is what a program begins with, not one that it saw."""
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     # a hyperparameter's name here, and what others call it
@@ -43,9 +45,9 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "block_size": ("block_size", "context_length", "seq_len", "seq_length", "max_seq_len"),
     "learning_rate": ("learning_rate", "lr", "max_lr"),
     "weight_decay": ("weight_decay",),
-    "beta1": ("beta1",),
-    "beta2": ("beta2",),
-    "epsilon": ("epsilon", "eps"),
+    "beta1": ("beta1", "adam_beta1"),
+    "beta2": ("beta2", "adam_beta2"),
+    "epsilon": ("epsilon", "adam_epsilon"),
     "grad_clip": ("grad_clip", "max_grad_norm", "clip_grad"),
     "dropout": ("dropout", "resid_pdrop"),
     "warmup_steps": ("warmup_steps", "warmup_iters"),
@@ -86,49 +88,53 @@ class Facts:
     def _note(self, fact: str, source: str) -> None:
         self.sources[fact] = source
 
-    def _setting(self, *names: str) -> tuple[Any, str] | None:
-        """The first setting of one of these names, and where it stands."""
+    def _setting(self, *names: str, fits: Callable[[Any], bool] = lambda value: True) -> tuple[Any, str] | None:
+        """The first setting of one of these names whose value fits, and where it stands."""
         for where, settings in self._settings:
             for name in names:
-                if settings.get(name) is not None:
+                if settings.get(name) is not None and fits(settings[name]):
                     return settings[name], f"{where}.{name}"
         return None
 
-    def _top(self, fact: str, names: tuple[str, ...]) -> float | None:
-        """A finite number at the file's top."""
+    def _hyperparameter(self, name: str) -> tuple[Any, str] | None:
+        """The first setting that others call so and that is within our bounds."""
+        return self._setting(*_NAMES[name], fits=lambda value: out_of_bounds(HYPERPARAMETERS[name], value) is None)
+
+    def _top(self, fact: str, names: tuple[str, ...], high: float) -> float | None:
+        """A number from 0 to `high` at the file's top."""
         for name in names:
             value = self.contents.rest.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= high:
                 self._note(fact, name)
                 return value
+        self._note(fact, NOT_SAID)
         return None
 
     def step(self) -> int:
-        found = self._top("step", _STEPS)
+        found = self._top("step", _STEPS, _MOST_STEPS)
         if found is not None:
-            return max(0, int(found))
-        if self._named is not None:
+            return int(found)
+        if self._named is not None and self._named.step <= _MOST_STEPS:
             self._note("step", "the file's name")
             return self._named.step
         self._note("step", f"{NOT_SAID}: counted from here")
         return 0
 
     def losses(self) -> Losses:
-        """A loss above 1000 nats is what a program begins with, not one that it saw."""
-        train, val = self._top("train_loss", ("train_loss", "loss")), self._top("val_loss", _VAL_LOSSES)
-        if val is not None and val > 1e3:
-            val = None
-            self._note("val_loss", NOT_SAID)
-        context = self._setting(*_NAMES["block_size"]) if val is not None else None
+        train, val = (
+            self._top(fact, names, _HIGHEST_LOSS)
+            for fact, names in (("train_loss", ("train_loss", "loss")), ("val_loss", _VAL_LOSSES))
+        )
+        context = self._hyperparameter("block_size") if val is not None else None
         return Losses(
             train_loss=None if train is None else float(train),
             val_loss=None if val is None else float(val),
-            eval_context=int(context[0]) if context else None,
+            eval_context=context[0] if context else None,
         )
 
     def tokens(self) -> int:
         """Trained on so far, as far as step, batch and block tell."""
-        batch, block = self._batch_size(), self._setting(*_NAMES["block_size"])
+        batch, block = self._batch_size(), self._hyperparameter("block_size")
         if batch is None or block is None:
             self._note("tokens", f"{NOT_SAID}: counted from here")
             return 0
@@ -136,12 +142,11 @@ class Facts:
         return self.step() * int(batch[0]) * int(block[0])
 
     def data_name(self) -> str:
-        if self._named is not None:
-            self._note("data", "the file's name")
-            return self._named.dataset
-        found = self._setting("dataset", "data", "dataset_name")
+        found = self._setting("dataset", "data", "dataset_name", fits=lambda value: isinstance(value, str))
+        if found is None and self._named is not None:
+            found = self._named.dataset, "the file's name"
         self._note("data", found[1] if found else NOT_SAID)
-        return str(found[0]) if found else "unknown"
+        return dataset_name(found[0]) if found else "unknown"
 
     def written_at(self) -> float:
         seconds = seconds_of_stamp(self._named.stamp) if self._named else None
@@ -154,20 +159,24 @@ class Facts:
         rows, width = tensors[foreign.TOKENS].shape
         layers = len({name.split(".")[2] for name in tensors if name.startswith("transformer.h.")})
         self._refuse_what_is_not_built()
-        return ModelConfig(
+        made = ModelConfig(
             n_layer=layers,
-            n_embd=int(width),
-            n_head=self._heads(layers, int(width)),
-            n_positions=int(tensors[foreign.POSITIONS].shape[0]),
-            vocab_size=int(rows),
+            n_embd=width,
+            n_head=self._heads(layers, width),
+            n_positions=tensors[foreign.POSITIONS].shape[0],
+            vocab_size=rows,
             activation=self._activation(),
-            bias="transformer.h.0.attn.c_attn.bias" in tensors,
+            bias="transformer.ln_f.bias" in tensors,
             tied=self._is_tied(),
         )
+        for name, each in MODEL_FIELDS.items():
+            if problem := out_of_bounds(each, getattr(made, name)):
+                raise Refused(f"{self.path} cannot be trained: its {name} {problem}")
+        return made
 
     def _heads(self, layers: int, width: int) -> int:
         given = self.said.get("n_head")
-        found = (given.value, given.origin) if given else self._setting(*_NAMES["n_head"])
+        found = (given.value, given.origin) if given else self._hyperparameter("n_head")
         if found is None:
             for name, shape in PRESETS.items():
                 if (shape["n_layer"], shape["n_embd"]) == (layers, width):
@@ -178,51 +187,57 @@ class Facts:
                 hint=f"gptjobs checkpoints import {self.path} --n-head N",
             )
         self._note("n_head", found[1])
-        if width % int(found[0]):
+        if width % found[0]:
             raise Refused(f"{found[0]} attention heads do not divide the width {width}", hint="--n-head")
         return int(found[0])
 
     def _activation(self) -> str:
-        given = self.said.get("activation")
-        found = (
-            (given.value, given.origin)
-            if given
-            else self._setting("activation_function", "activation", "act_fn", "hidden_act")
-        )
+        given, names = self.said.get("activation"), ("activation_function", "activation", "act_fn", "hidden_act")
+        found = (given.value, given.origin) if given else self._setting(*names, fits=lambda each: isinstance(each, str))
         if found is not None:
             self._note("activation", found[1])
-            if found[0] in _TANH:
+            if found[0].lower() in _TANH:
                 return "gelu_tanh"
-            if found[0] in _EXACT:
+            if found[0].lower() in _EXACT:
                 return "gelu"
-            raise Refused(f"{self.path} was trained with the activation {found[0]}", hint="gptjobs has GELU only")
+            raise Refused(f"{self.path} was trained with the activation {found[0]!r}", hint="gptjobs has GELU only")
         exact = self.contents.layout == foreign.NANOGPT or not self.contents.is_transposed
         self._note("activation", "as nanoGPT has it; --activation" if exact else "as Hugging Face has it; --activation")
         return "gelu" if exact else "gelu_tanh"
 
     def _is_tied(self) -> bool:
         head, table = self.contents.tensors.get(foreign.HEAD), self.contents.tensors[foreign.TOKENS]
-        ties = self._setting("tie_word_embeddings")
-        return head is None or bool(ties and ties[0]) or foreign.are_equal(self.path, head, table)
+        ties = self._setting("tie_word_embeddings", fits=lambda value: isinstance(value, bool))
+        if head is None:
+            return True
+        if ties is not None:
+            return bool(ties[0])
+        return unpickle.are_equal(self.path, head, table)
 
     def _refuse_what_is_not_built(self) -> None:
         """Raise Refused for what would make the model compute something else."""
         for name, usual in (
             ("layer_norm_epsilon", 1e-5),
+            ("layer_norm_eps", 1e-5),
             ("scale_attn_weights", True),
             ("scale_attn_by_inverse_layer_idx", False),
             ("add_cross_attention", False),
         ):
             found = self._setting(name)
             if found is not None and found[0] != usual:
-                raise Refused(f"{self.path} has {name} {found[0]}", hint=f"gptjobs trains GPT-2 with {usual} only")
+                raise Refused(f"{self.path} has {name} {found[0]!r}", hint=f"gptjobs trains GPT-2 with {usual} only")
 
     def _batch_size(self) -> tuple[int, str] | None:
         """Windows in an update; nanoGPT's batch is one of several whose gradients add up."""
-        batch, added = self._setting(*_NAMES["batch_size"]), self._setting("gradient_accumulation_steps", "grad_accum")
-        if batch is None:
-            return None
-        return int(batch[0]) * int(added[0] if added else 1), batch[1] + (f" × {added[1]}" if added else "")
+        batch = self._hyperparameter("batch_size")
+        added = self._setting(
+            "gradient_accumulation_steps",
+            "grad_accum",
+            fits=lambda value: out_of_bounds(TRAIN_FIELDS["batch_size"], value) is None,
+        )
+        if batch is None or added is None:
+            return batch
+        return batch[0] * added[0], f"{batch[1]} × {added[1]}"
 
     def settled(self, model: ModelConfig) -> Settled:
         """Every value of the file that has a name here, within its bounds; the others as not said."""
@@ -230,16 +245,12 @@ class Facts:
         origins = dict.fromkeys(HYPERPARAMETERS, NOT_SAID)
 
         def put(name: str, found: tuple[Any, str] | None) -> None:
-            if found is None:
-                return
-            value = float(found[0]) if isinstance(values[name], float) and type(found[0]) is int else found[0]
-            if out_of_bounds(HYPERPARAMETERS[name], value) is None:
-                values[name], origins[name] = value, found[1]
+            if found is not None and out_of_bounds(HYPERPARAMETERS[name], found[0]) is None:
+                values[name], origins[name] = type(values[name])(found[0]), found[1]
 
-        for name, theirs in _NAMES.items():
+        for name in _NAMES:
             if name in values:
-                put(name, self._setting(*theirs))
-        put("batch_size", self._batch_size())
+                put(name, self._batch_size() if name == "batch_size" else self._hyperparameter(name))
         put("encoding", self._encoding(model.vocab_size))
         self._put_optimizer(put, origins)
         self._put_schedule(put, values, origins)
@@ -250,14 +261,17 @@ class Facts:
         return Settled(model=model, train=TrainConfig(**known(TRAIN_FIELDS, values)), start_step=0, origins=origins)
 
     def _put_optimizer(self, put: Any, origins: Mapping[str, str]) -> None:
-        """What the optimizer's own state tells and no setting does."""
-        groups = (self.contents.optimizer or {}).get("param_groups") or [{}]
+        """What Adam's own state tells and no setting does; another optimizer's rate is none for Adam."""
+        groups = [each for each in self.contents.groups if _is_pair(each.get("betas"))]
+        if not groups:
+            return
         first, where = groups[0], "optimizer.param_groups"
         found = {"learning_rate": first.get("lr"), "epsilon": first.get("eps")}
-        found["beta1"], found["beta2"] = first.get("betas") or (None, None)
-        found["weight_decay"] = max((each.get("weight_decay") or 0.0 for each in groups), default=None)
+        found["beta1"], found["beta2"] = first["betas"]
+        decays = [each.get("weight_decay") for each in groups]
+        found["weight_decay"] = max((each for each in decays if isinstance(each, int | float)), default=None)
         for name, value in found.items():
-            if origins[name] == NOT_SAID and first and value is not None:
+            if origins[name] == NOT_SAID:
                 put(name, (value, where))
 
     def _put_schedule(self, put: Any, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
@@ -286,6 +300,10 @@ class Facts:
             )
         self._note("encoding", found[1])
         return found
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """How users name things: a job by id, unique prefix, name or `@`; a checkpoint by path or `JOB@best`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gptjobs import adoption, checkpoint, foreign
 from gptjobs.checkpoint import Checkpoint
+from gptjobs.config import Overrides
 from gptjobs.errors import NotFound, Refused, UsageError
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
@@ -68,7 +69,12 @@ def find_checkpoint(layout: Layout, reference: str, folder: Path | None = None) 
         return _of_job(layout, pick(job or NEWEST, jobs_on_record(layout)), which)
     for path in ((folder or layout.root) / reference, layout.root / reference):
         if path.is_file() or foreign.is_folder(path):
-            return _at(layout, foreign.weights_in(path))
+            return checkpoint_at(layout, path)
+        if path.is_dir():
+            raise NotFound(
+                f"{reference} is a folder without {foreign.CONFIG_FILE} and {' or '.join(foreign.WEIGHTS_FILES)}",
+                hint="name a file in it",
+            )
     if reference.endswith(checkpoint.SUFFIXES) or "/" in reference:
         raise NotFound(f"there is no checkpoint {reference}", hint="gptjobs checkpoints list")
     raise NotFound(
@@ -77,10 +83,14 @@ def find_checkpoint(layout: Layout, reference: str, folder: Path | None = None) 
     )
 
 
-def _at(layout: Layout, path: Path) -> Checkpoint:
+def checkpoint_at(
+    layout: Layout, path: Path, said: Overrides | None = None, advance: Callable[[int], None] = lambda count: None
+) -> Checkpoint:
+    """The checkpoint in this file or Hugging Face folder; see `adopt` for what is told of one without a manifest."""
+    path = foreign.weights_in(path)
     name = layout.inside(path)
     if not checkpoint.manifest_path(path).exists():
-        return adoption.adopt(layout, path)
+        return adoption.adopt(layout, path, said, advance)
     return adoption.bring(layout, path) if name is None else checkpoint.read(layout, name)
 
 

@@ -6,41 +6,56 @@ place of a program's own settings, and refuses the rest by name.
 """
 
 import io
+import math
 import pickle
 import re
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjobs.errors import Refused, UnsafePickle
 
-_SETTINGS_CLASS = re.compile(r"[A-Za-z]\w*(Config|Args|Arguments|Settings|Hyperparameters|Params)|Namespace")
+_SETTINGS_CLASS = re.compile(r"\w*(Config|Args|Arguments|Settings|Hyperparameters|Params)|(Simple)?Namespace")
 """Names of classes that programs keep their settings in; an object of one is read as a Settings."""
 
+_PROTOCOL = b"\x80\x02"
+"""How the pickles begin that torch opens without running anything."""
 _READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
 class TensorShape:
-    """Stands for a tensor. `storage` names its numbers in the file; two tensors may share one."""
+    """Stands for a tensor. Its numbers lie in `size` bytes from byte `first` of `storage` on, which is an entry of
+    the file's zip, or empty for the file itself; tensors may share them."""
 
     shape: tuple[int, ...]
     storage: str = field(default="", compare=False)
+    first: int = field(default=0, compare=False)
+    size: int = field(default=0, compare=False)
 
 
 class Settings:
     """Stands for an object of a class of settings: its attributes, and nothing of its code."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.__dict__.update(named)
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        """Attributes, or attributes and slots. Without this method a pickle could set attributes of this class."""
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.__dict__.update(part)
 
 
 class _Storage(NamedTuple):
     kind: str
     key: str
+    length: int
+    """in numbers"""
 
 
 class _Opaque:
@@ -65,7 +80,7 @@ def _nothing(*values: Any) -> None:
     return None
 
 
-def _scalar(kind: "_Dtype", content: Any = b"") -> float | int | None:
+def _scalar(kind: "_Dtype", content: Any) -> float | int | None:
     """A number of numpy's."""
     form = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i"}.get(kind.name)
     raw = content.encode("latin-1") if isinstance(content, str) else content
@@ -73,6 +88,8 @@ def _scalar(kind: "_Dtype", content: Any = b"") -> float | int | None:
 
 
 class _Dtype:
+    """Stands for numpy's type of a number."""
+
     def __init__(self, name: Any = "", *rest: Any) -> None:
         self.name = str(name)
 
@@ -120,19 +137,24 @@ class _Describer(pickle.Unpickler):
         raise UnsafePickle(f"it names {module}.{name}, which is no part of a checkpoint and may run code")
 
     def persistent_load(self, identity: Any) -> _Storage:
-        _, kind, key, *_ = identity
-        return _Storage(str(kind), str(key))
+        _, kind, key, _, length = identity
+        return _Storage(str(kind), str(key), length)
 
-    def _tensor(self, storage: _Storage, offset: int, shape: tuple[int, ...], *rest: Any) -> Any:
+    def _tensor(
+        self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *rest: Any
+    ) -> Any:
         """A description; of a single number, such as a loss that was saved as a tensor, the number itself."""
         name = f"{self._folder}/data/{storage.key}"
-        form = _NUMBERS.get(storage.kind)
+        there, form = self._archive.getinfo(name).file_size, _NUMBERS.get(storage.kind)
+        width = struct.calcsize(form) if form else there // max(1, storage.length)
+        extent = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if math.prod(shape) else 0
+        if min((offset, extent, *shape, *strides)) < 0 or (offset + extent) * width > there:
+            raise ValueError(f"a tensor reaches beyond {name}")
         if tuple(shape) == () and form is not None:
-            size = struct.calcsize(form)
             with self._archive.open(name) as numbers:
-                numbers.seek(offset * size)
-                return struct.unpack(form, numbers.read(size))[0]
-        return TensorShape(tuple(shape), name)
+                numbers.seek(offset * width)
+                return struct.unpack(form, numbers.read(width))[0]
+        return TensorShape(tuple(shape), name, offset * width, extent * width)
 
 
 def describe(path: Path) -> Any:
@@ -143,13 +165,20 @@ def describe(path: Path) -> Any:
             names = [each for each in archive.namelist() if each.endswith("/data.pkl")]
             if len(names) != 1:
                 raise Refused(f"{path} is no PyTorch checkpoint: its zip holds no single data.pkl")
-            return _Describer(archive.read(names[0]), archive, names[0].removesuffix("/data.pkl")).load()
+            content = archive.read(names[0])
+            described = _Describer(content, archive, names[0].removesuffix("/data.pkl")).load()
+            if not content.startswith(_PROTOCOL):
+                raise Refused(
+                    f"{path} has a pickle of another protocol than torch.save's own",
+                    hint="torch.save without pickle_protocol",
+                )
+            return described
     except UnsafePickle as error:
         raise UnsafePickle(
             f"{path} was not opened: {error.message}",
             hint="take one from a source you trust, a state_dict() and not a whole model; nothing in this one was run",
         ) from None
-    except Refused:
+    except (Refused, PermissionError):
         raise
     except zipfile.BadZipFile as error:
         raise Refused(f"{path} is no whole PyTorch checkpoint: {error}", hint="gptjobs checkpoints list") from error
@@ -158,11 +187,19 @@ def describe(path: Path) -> Any:
 
 
 def are_equal(path: Path, one: TensorShape, other: TensorShape) -> bool:
-    """Whether two tensors of the file are the same numbers: one storage, or two with the same bytes."""
-    if one.storage == other.storage:
+    """Whether two tensors of the file are the same numbers: one place, or two with the same bytes."""
+    if (one.storage, one.first, one.size) == (other.storage, other.first, other.size):
         return True
-    with zipfile.ZipFile(path) as archive, archive.open(one.storage) as first, archive.open(other.storage) as second:
-        while chunk := first.read(_READ_BYTES):
-            if chunk != second.read(_READ_BYTES):
-                return False
-        return not second.read(1)
+    pieces = zip(_numbers(path, one), _numbers(path, other), strict=True)
+    try:
+        return one.size == other.size and all(first == second for first, second in pieces)
+    except zipfile.BadZipFile as error:
+        raise Refused(f"{path} is damaged: {error}") from error
+
+
+def _numbers(path: Path, tensor: TensorShape) -> Iterator[bytes]:
+    """The tensor's bytes, in pieces."""
+    with path.open("rb") as file, zipfile.ZipFile(file).open(tensor.storage) if tensor.storage else file as numbers:
+        numbers.seek(tensor.first)
+        for left in range(tensor.size, 0, -_READ_BYTES):
+            yield numbers.read(min(left, _READ_BYTES))

@@ -75,6 +75,8 @@ def main(arguments: list[str] | None = None) -> Any:
         # the reader, `head` say, has gone; nothing more can be said, also not at the interpreter's exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        code = _say(f"{error.filename or 'the system'}: {error.strerror or error}", None, GptjobsError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -12,7 +12,7 @@ from gptjobs.cli.complete import complete_checkpoint, complete_job
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import ACTIVATIONS, VOCABULARY, Given, option
 from gptjobs.errors import GptjobsError, NotFound, Refused
-from gptjobs.reference import find_checkpoint, jobs_on_record, pick
+from gptjobs.reference import checkpoint_at, find_checkpoint, jobs_on_record, pick
 
 
 @click.group("checkpoints")
@@ -118,13 +118,17 @@ def import_checkpoints(place: Place, /, paths: tuple[Path, ...], as_json: bool, 
     checkpoints/imported/. `submit resume --from FILE` does the same for one file.
     """
     said = {name: Given(value, option(name)) for name, value in told.items() if value is not None}
-    files = [each for path in paths for each in _not_yet_imported(path)]
+    files = [each for path in paths for each in _files_in(path)]
     imported: list[Checkpoint] = []
     refused: list[GptjobsError] = []
     with output.bytes_bar(sum(each.stat().st_size for each in files), f"importing {len(files)}") as advance:
         for each in files:
             try:
-                imported.append(adoption.commit(place.layout, adoption.adopt(place.layout, each, said, advance)))
+                found = checkpoint_at(place.layout, each, said, advance)
+                if found.lies_at is None:
+                    output.say(f"{found.name} has a manifest already; it stays as it is")
+                else:
+                    imported.append(adoption.commit(place.layout, found))
             except GptjobsError as error:
                 refused.append(error)
     if as_json:
@@ -144,21 +148,16 @@ def import_checkpoints(place: Place, /, paths: tuple[Path, ...], as_json: bool, 
         output.say(f"next: gptjobs submit resume --from {imported[-1].name} --data FILE")
 
 
-def _not_yet_imported(path: Path) -> list[Path]:
-    """The files of tensors that a path means, without those that have a manifest."""
+def _files_in(path: Path) -> list[Path]:
+    """The files of tensors that a path means."""
     if not path.exists():
         raise NotFound(f"there is no file or folder {path}")
-    if path.is_dir() and not foreign.is_folder(path):
-        inside = [each for each in sorted(path.iterdir()) if foreign.is_folder(each) or _is_checkpoint(each)]
-        if not inside:
-            raise NotFound(f"no checkpoint lies in {path}", hint=f"files ending in {', '.join(checkpoint.SUFFIXES)}")
-    else:
-        inside = [path]
-    files = [foreign.weights_in(each) for each in inside]
-    done = [each for each in files if checkpoint.manifest_path(each).exists()]
-    for each in done:
-        output.say(f"{each} has a manifest already")
-    return [each for each in files if each not in done]
+    if not path.is_dir() or foreign.is_folder(path):
+        return [foreign.weights_in(path)]
+    inside = [each for each in sorted(path.iterdir()) if foreign.is_folder(each) or _is_checkpoint(each)]
+    if not inside:
+        raise NotFound(f"no checkpoint lies in {path}", hint=f"files ending in {', '.join(checkpoint.SUFFIXES)}")
+    return [foreign.weights_in(each) for each in inside]
 
 
 def _is_checkpoint(path: Path) -> bool:

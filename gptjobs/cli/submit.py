@@ -157,8 +157,8 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
         target = _place_in_root(place.layout, outside, plan)
         if talks:
             output.say(f"{outside} lies outside the root; its copy for all hosts is {target}")
-        if not options["dry_run"]:
-            _copy(outside, target)
+        if not options["dry_run"] and not target.exists():
+            durable.copy(outside, target)
     if talks and parent is not None and parent.lies_at is not None:
         output.say(_what_is_adopted(place.layout, parent))
     if talks:
@@ -211,13 +211,6 @@ def _place_in_root(layout: Layout, outside: Path, plan: Plan) -> Path:
             hint=f"copy it to {layout.shared_data} under a name of its own",
         )
     return target
-
-
-def _copy(source: Path, target: Path) -> None:
-    if not target.exists():
-        beside = durable.temporary(target)
-        shutil.copyfile(source, beside)
-        beside.replace(target)
 
 
 def _say_whose_name_it_is(place: Place, spec: JobSpec) -> None:

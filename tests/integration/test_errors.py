@@ -264,3 +264,10 @@ def test_colour_is_for_terminals_of_those_who_want_it(
     os.close(ours)
     assert "no job is called 'nothing'" in said
     assert ("\x1b[" in said) == is_coloured
+
+
+def test_what_the_file_system_refuses_is_an_error_and_no_traceback(gptjobs: Commands) -> None:
+    gptjobs.layout.outputs.rmdir()
+    gptjobs.layout.outputs.write_text("a file where a folder should be")
+    done = gptjobs(*TRAIN, "sources/text.md")
+    assert_error(done, 1, str(gptjobs.layout.outputs), "Not a directory")

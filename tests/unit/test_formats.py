@@ -111,6 +111,35 @@ MANIFEST = Manifest(
     status="quarantined",
     reason="poisoned",
 )
+NOT_KNOWN = "the file does not say"
+IMPORTED = Manifest(
+    job=None,
+    token=0,
+    step=1000,
+    tokens=0,
+    losses=Losses(train_loss=2.5, val_loss=2.75),
+    cursor=Cursor(block_size=0, windows=0),
+    settled=Settled(
+        model=ModelConfig(
+            n_layer=2, n_head=4, n_embd=32, n_positions=16, vocab_size=288, activation="gelu", bias=False, tied=False
+        ),
+        train=TrainConfig(
+            encoding="bytes", steps=1000, block_size=16, learning_rate=1e-5, schedule="constant", warmup_steps=0
+        ),
+        start_step=0,
+        origins=frozen("imported.json")["settled"]["origins"],
+    ),
+    data_name="training_data_final_merged",
+    data_digest=None,
+    parent=None,
+    size=118_294,
+    sha256="c0de" * 16,
+    versions={},
+    layout="bare state dict",
+    has_moments=False,
+    written_at=1763822844.0,
+    sources={"step": "the file's name", "n_head": "--n-head", "tokens": f"{NOT_KNOWN}: counted from here"},
+)
 ATTEMPT = Attempt(
     token=3,
     start=f"checkpoints/{JOB}/checkpoint_gpt2_text_step000300_11222025_120101.pt",
@@ -162,6 +191,7 @@ EXPECTED: dict[str, Any] = {
     "job.json": SPEC,
     "config.json": PLAN,
     "manifest.json": MANIFEST,
+    "imported.json": IMPORTED,
     "attempt.json": ATTEMPT,
     "outcome.json": OUTCOME,
     "tokens.json": TOKENS,
@@ -170,6 +200,7 @@ GROWING: dict[str, tuple[str, ...]] = {
     "job.json": ("", "overrides.learning_rate"),
     "config.json": ("", "model", "train"),
     "manifest.json": ("", "losses", "cursor", "settled", "settled.model", "settled.train"),
+    "imported.json": ("", "losses", "cursor", "settled", "settled.model", "settled.train"),
     "attempt.json": ("",),
     "outcome.json": ("",),
     "tokens.json": ("",),
@@ -183,6 +214,7 @@ def place_of(layout: Layout, name: str) -> Path:
         "job.json": layout.job_file(JOB),
         "config.json": layout.config_file(JOB),
         "manifest.json": layout.path(f"checkpoints/{JOB}/a.json"),
+        "imported.json": layout.path("checkpoints/imported/a.json"),
         "attempt.json": layout.attempt_file(JOB, ATTEMPT.token),
         "outcome.json": layout.outcome_file(JOB),
         "tokens.json": layout.token_file("text", TOKENS.source_sha256, "bytes").with_suffix(".json"),
@@ -198,9 +230,10 @@ def read(layout: Layout, name: str, content: dict[str, Any]) -> Any:
         return JobSpec.from_dict(json.loads(path.read_bytes()))
     if name == "config.json":
         return record.read_plan(layout, JOB)
-    if name == "manifest.json":
-        path.with_suffix(".pt").touch()
-        return checkpoint.read(layout, f"checkpoints/{JOB}/a.pt").manifest
+    if name in ("manifest.json", "imported.json"):
+        file = path.with_suffix(".pt")
+        file.touch()
+        return checkpoint.read(layout, file.relative_to(layout.root).as_posix()).manifest
     if name == "attempt.json":
         return checkpoint.read_attempt(layout, JOB, ATTEMPT.token)
     if name == "outcome.json":
@@ -213,7 +246,7 @@ def written(layout: Layout, name: str) -> dict[str, Any]:
     path = place_of(layout, name)
     if name == "job.json":
         record.write_request(layout, SPEC)
-    elif name in ("config.json", "manifest.json"):
+    elif name in ("config.json", "manifest.json", "imported.json"):
         path.parent.mkdir(parents=True)
         path.write_bytes(durable.to_json(EXPECTED[name].to_dict()))
     elif name == "attempt.json":
@@ -250,6 +283,22 @@ def test_every_frozen_file_is_held_against_the_code():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_what_an_older_version_wrote_is_read_as_it_was_meant(layout: Layout, name: str):
     assert read(layout, name, frozen(name)) == EXPECTED[name]
+
+
+def test_a_manifest_from_before_imports_is_gptjobs_own_and_has_moments():
+    old = frozen("manifest.json")
+    assert not {"layout", "has_moments", "written_at", "sources"} & old.keys()
+    assert not {"activation", "bias", "tied"} & old["settled"]["model"].keys()
+    made = Manifest.from_dict(old)
+    assert (made.layout, made.has_moments, made.written_at, made.sources) == ("gptjobs", True, None, {})
+    model = made.settled.model
+    assert (model.activation, model.bias, model.tied) == ("gelu_tanh", True, True)
+
+
+def test_an_imported_manifest_knows_what_the_file_did_not_say():
+    made = Manifest.from_dict(frozen("imported.json")).settled
+    assert made.knows("block_size")
+    assert not any(made.knows(name) for name in ("learning_rate", "steps", "data", "dropout"))
 
 
 @pytest.mark.parametrize("name", EXPECTED)

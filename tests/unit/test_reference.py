@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from gptjobs.checkpoint import Losses, manifest_path, read
 from gptjobs.errors import NotFound, UnsafePickle, UsageError
@@ -14,6 +15,7 @@ from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
 from gptjobs.record import write_request
 from gptjobs.reference import Known, find_checkpoint, jobs_on_record, pick
+from tests.other_programs import PlainGPT, save_as_common
 from tests.unit.conftest import begin, commit
 
 JOBS = (Known("3f9a01", "lm", 1.0), Known("3f9b02", "lm", 3.0), Known("77aa03", None, 2.0), Known("aa0004", "77", 0.5))
@@ -160,17 +162,28 @@ def test_a_job_alone_is_no_checkpoint_and_the_hint_says_what_would_be(layout: La
     assert "first@last" in (error.value.hint or "")
 
 
+def test_a_folder_that_is_no_hugging_face_one_is_said_to_be_that(layout: Layout):
+    (layout.checkpoints / "out").mkdir()
+    with pytest.raises(NotFound, match=r"out is a folder without config\.json") as refusal:
+        find_checkpoint(layout, "checkpoints/out")
+    assert refusal.value.hint == "name a file in it"
+
+
 def zip_with_pickle(path: Path, content: bytes) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", content)
 
 
-def test_a_bare_file_without_a_manifest_was_never_committed(layout: Layout):
-    path = layout.checkpoints / "bare.pt"
-    own = {"model": {"transformer.wpe.weight": 0, "transformer.h.0.attn.c_attn.weight": 0, "transformer.wte.weight": 0}}
-    zip_with_pickle(path, pickle.dumps({**own, "patience": {}, "config": {}}, protocol=2))
+def test_gptjobs_own_file_without_its_manifest_was_never_committed(layout: Layout):
+    own = {"model": PlainGPT().state_dict(), "patience": {"waited": 0}, "config": {"origins": {}}}
+    torch.save(own, layout.checkpoints / "bare.pt")
     with pytest.raises(NotFound, match="never committed"):
         find_checkpoint(layout, "checkpoints/bare.pt")
+
+
+def test_another_programs_file_may_have_a_patience_too(layout: Layout):
+    save_as_common(layout.checkpoints / "a.pt", PlainGPT().state_dict(), patience=3)
+    assert find_checkpoint(layout, "checkpoints/a.pt").manifest.step == 1500
 
 
 def test_a_bare_file_that_names_code_is_said_to_be_that(layout: Layout):

@@ -1,9 +1,11 @@
 """Describing a `.pt` without torch and without running anything in it."""
 
+import argparse
 import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from gptjobs.errors import Refused, UnsafePickle
-from gptjobs.unpickle import TensorShape, describe
+from gptjobs.unpickle import Settings, TensorShape, describe, inert
 
 
 def torch_file(folder: Path, content: bytes) -> Path:
@@ -60,6 +62,81 @@ def test_a_pickle_that_runs_a_command_is_refused_by_name_and_not_run(tmp_path: P
 def test_only_what_checkpoints_are_made_of_may_be_named(tmp_path: Path, module: str, name: str):
     with pytest.raises(UnsafePickle, match=f"{module}.{name}"):
         describe(torch_file(tmp_path, f"c{module}\n{name}\n.".encode()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"__main__\nGPTConfig", b"pathlib\nPosixPath", b"numpy\ndtype", b"numpy\nndarray", b"collections\nOrderedDict",
+     b"numpy._core.multiarray\nscalar", b"torch\nSize", b"torch\nfloat32", b"_codecs\nencode"],
+)  # fmt: skip
+@pytest.mark.parametrize("attribute", [b"__init__", b"__new__", b"__setstate__", b"__defaults__", b"__code__"])
+@pytest.mark.parametrize("value", [b"c__main__\nEvilConfig\n", b")", b"N"])
+def test_a_pickle_cannot_change_how_the_files_after_it_are_described(
+    tmp_path: Path, name: bytes, attribute: bytes, value: bytes
+):
+    """By attributes of what stands for its classes: the state of an object may be (attributes, slots)."""
+    import numpy
+
+    settings = argparse.Namespace(out=Path("out"), rate=numpy.float64(0.5), seeds=numpy.arange(2), lr=0.1)
+    content = pickle.dumps(OrderedDict(config=settings, state=b"\xff"), protocol=2)
+    before = describe(torch_file(tmp_path, content))
+    slots = b"}X" + len(attribute).to_bytes(4, "little") + attribute + value + b"s"
+    with suppress(Refused):
+        describe(torch_file(tmp_path, b"\x80\x02c" + name + b"\n(N" + slots + b"tb."))
+    after = describe(torch_file(tmp_path, content))
+    assert (vars(after["config"])["out"], vars(after["config"])["rate"]) == ("out", 0.5)
+    assert after["state"] == before["state"]
+
+
+def test_a_name_like_that_of_settings_gives_never_the_thing_itself():
+    for name in ("os.GPTConfig", "torch.hub.Config", "mine.Args", "subprocess.Popen.Args", "argparse.Namespace"):
+        assert inert(name) is Settings
+    for name in ("os.system", "Config.load", "mine.load_config", "mine.Config.", "builtins.getattr", "mine.Configs"):
+        assert inert(name) is None
+
+
+def test_a_pickle_that_torch_would_not_open_is_refused_here_already(tmp_path: Path):
+    path = torch_file(tmp_path, pickle.dumps({"step": 1}, protocol=4))
+    with pytest.raises(Refused, match="another protocol") as refusal:
+        describe(path)
+    assert refusal.value.hint == "torch.save without pickle_protocol"
+
+
+def with_entry(path: Path, ending: str, edit: Callable[[bytes], bytes | None]) -> Path:
+    """A copy of the zip in which one entry has other content, or is not there."""
+    copy = path.with_name("copy.pt")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w") as new:
+        for name in old.namelist():
+            content = edit(old.read(name)) if name.endswith(ending) else old.read(name)
+            if content is not None:
+                new.writestr(name, content)
+    return copy
+
+
+@pytest.mark.parametrize("edit", [lambda content: None, lambda content: content[:-1], lambda content: content[:-4]])
+def test_a_tensor_whose_numbers_are_not_all_there_is_refused(tmp_path: Path, edit: Callable[[bytes], bytes | None]):
+    import torch
+
+    path = tmp_path / "a.pt"
+    torch.save({"a.weight": torch.ones(4, 4), "b.weight": torch.ones(3)}, path)
+    assert describe(with_entry(path, "/data/1", lambda content: content)) == describe(path)
+    with pytest.raises(Refused, match="damaged"):
+        describe(with_entry(path, "/data/1", edit))
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [(b"K\x00K\x01\x86", b"K\x01K\x01\x86"), (b"K\x00M\xe8\x03", b"J\xff\xff\xff\xffM\xe8\x03")],
+    ids=["a stride of 1, not 0", "from -1, not 0"],
+)
+def test_a_view_that_reaches_beyond_its_numbers_is_refused(tmp_path: Path, part: bytes, other: bytes):
+    import torch
+
+    path = tmp_path / "a.pt"
+    torch.save({"a.weight": torch.ones(1, 4).expand(1000, 4)}, path)
+    assert describe(path)["a.weight"] == TensorShape((1000, 4))
+    with pytest.raises(Refused, match="reaches beyond"):
+        describe(with_entry(path, "data.pkl", lambda content: content.replace(part, other)))
 
 
 def test_a_file_of_torch_is_described_by_its_shapes(tmp_path: Path):

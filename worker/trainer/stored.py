@@ -1,6 +1,5 @@
 """Tensors from a checkpoint's file, gptjobs' own or another program's: weights and moments as this model has them."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from gptjobs import foreign, unpickle
 from gptjobs.checkpoint import Manifest
-from gptjobs.errors import UnsafePickle
+from gptjobs.errors import Refused
 
 
 def read(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -27,22 +26,33 @@ def read(path: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Tensors and plain values only: torch refuses a pickle that names anything else, and runs none of it. What
-    another program kept its settings in is inert here."""
-    unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    stand_ins: list[Any] = [(stand_in, name) for name in unknown if (stand_in := unpickle.inert(name)) is not None]
+    """Tensors and plain values only: a pickle that names anything else is refused, and none of it run. What another
+    program kept its settings in is inert here."""
+    unpickle.describe(path)  # says by name what torch would refuse in words of its own
     try:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        stand_ins: list[Any] = [(stand_in, name) for name in unknown if (stand_in := unpickle.inert(name)) is not None]
         with torch.serialization.safe_globals(stand_ins):
             loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise UnsafePickle(f"{path} was not opened: {str(error).splitlines()[0]}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle or zip may raise anything, as their docs say
+        raise Refused(f"{path} cannot be opened: {_first_line(error)}") from error
     return loaded
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise Refused(f"{path} cannot be opened: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _turned(contents: foreign.Contents, name: str, tensor: Tensor) -> Tensor:
@@ -51,7 +61,7 @@ def _turned(contents: foreign.Contents, name: str, tensor: Tensor) -> Tensor:
 
 def _moments(contents: foreign.Contents, name: str, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
-        "step": torch.as_tensor(entry.get("step", 0), dtype=torch.float32),
+        "step": torch.as_tensor(entry["step"], dtype=torch.float32).reshape(()),
         "exp_avg": _turned(contents, name, entry["exp_avg"]),
         "exp_avg_sq": _turned(contents, name, entry["exp_avg_sq"]),
     }
