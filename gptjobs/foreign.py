@@ -161,7 +161,7 @@ def _named(tensors: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """By GPT-2's names, without prefixes and masks. Raises Refused where they are not those of a whole GPT-2."""
     found = {_plain(str(name)): tensor for name, tensor in tensors.items()}
     found = {name: tensor for name, tensor in found.items() if not _MASKS.fullmatch(name)}
-    shapes = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in found.items()}
+    shapes = {name: _shape(tensor) for name, tensor in found.items()}
     expected = _shapes_of_gpt2(shapes)
     problems = [f"no tensor {name}" for name in expected if name not in shapes and name != HEAD][:1]
     problems += [f"a tensor {name!r}" for name in shapes if name not in expected][:1]
@@ -175,6 +175,11 @@ def _named(tensors: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{path} is no whole GPT-2: it has {', and '.join(problems)}", hint="gptjobs trains GPT-2's shape only"
         )
     return found
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Of a tensor or its description; that of a single number for anything else, settings with a `shape` too."""
+    return () if isinstance(value, unpickle.Settings) else tuple(getattr(value, "shape", ()))
 
 
 def _shapes_of_gpt2(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -215,8 +220,8 @@ def moments(contents: Contents, *, tied: bool) -> dict[str, Mapping[str, Any]]:
     if not isinstance(state, Mapping) or not all(_is_adams(each) for each in state.values()):
         return {}
     lists = [group.get("params") for group in contents.groups]
-    numbers = [number for each in lists if isinstance(each, list) for number in each]
-    shapes = {name: tuple(tensor.shape) for name, tensor in contents.tensors.items()}
+    numbers = [number for each in lists if isinstance(each, list) for number in each if isinstance(number, int)]
+    shapes = {name: _shape(tensor) for name, tensor in contents.tensors.items()}
     fitting: list[dict[str, Mapping[str, Any]]] = []
     for order in _orders(shapes, tied):
         owner = dict(zip(numbers, order, strict=False)) if len(numbers) == len(order) else {}
@@ -230,11 +235,12 @@ def _is_adams(entry: Any) -> bool:
     names = ("step", "exp_avg", "exp_avg_sq")
     if not isinstance(entry, Mapping) or not all(name in entry for name in names):
         return False
-    return isinstance(entry["step"], int | float) or getattr(entry["step"], "shape", None) in ((), (1,))
+    step = entry["step"]
+    return isinstance(step, int | float) or (hasattr(step, "shape") and _shape(step) in ((), (1,)))
 
 
 def _fits(entry: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
-    return all(tuple(getattr(entry[name], "shape", ())) == shape for name in ("exp_avg", "exp_avg_sq"))
+    return all(_shape(entry[name]) == shape for name in ("exp_avg", "exp_avg_sq"))
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -19,7 +20,7 @@ from gptjobs.errors import Refused
 from gptjobs.layout import Layout
 from tests import other_programs as other
 from tests.other_programs import PlainGPT
-from worker.trainer import state
+from worker.trainer import state, stored
 from worker.trainer.device import open_device
 from worker.trainer.state import TrainingState
 
@@ -211,9 +212,23 @@ def of_junk(model: nn.Module) -> dict[str, Any]:
     return {"state": {0: {"step": "x", "exp_avg": 1, "exp_avg_sq": None}}, "param_groups": [{"params": "all"}, 7]}
 
 
+def of_lists_for_numbers(model: nn.Module) -> dict[str, Any]:
+    saved = adams_state(model)
+    saved["param_groups"][0]["params"] = [[number] for number in saved["param_groups"][0]["params"]]
+    return saved
+
+
+def of_settings_for_tensors(model: nn.Module) -> dict[str, Any]:
+    saved = adams_state(model)
+    saved["state"][0] = dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), Namespace(shape=5))
+    saved["state"][1]["exp_avg"] = Namespace(shape=saved["state"][1]["exp_avg"].shape)
+    return saved
+
+
 @pytest.mark.parametrize(
     "saved",
-    [sgd, of_another_width, with_too_many_tensors, without_a_step, that_may_be_anybodys, of_junk,
+    [of_lists_for_numbers, of_settings_for_tensors, sgd, of_another_width, with_too_many_tensors, without_a_step,
+     that_may_be_anybodys, of_junk,
      lambda model: {"state": [1], "param_groups": None}, lambda model: {}],
 )  # fmt: skip
 def test_moments_that_cannot_be_told_are_none_and_the_weights_stay(
@@ -263,6 +278,8 @@ def cut_block(weights: dict[str, Tensor]) -> None:
         (put("transformer.h.0.rotary.inv_freq", torch.zeros(4)), "a tensor 'transformer.h.0.rotary.inv_freq'"),
         (put("transformer.h.1.mlp.c_fc.weight", torch.zeros(96, 32)), "c_fc.weight of shape (96, 32), not (128, 32)"),
         (put("transformer.h.1.mlp.c_fc.weight", "text"), "c_fc.weight of shape (), not (128, 32)"),
+        (put("transformer.wte.weight", Namespace(shape=(256, 32))), "wte.weight of shape ()"),
+        (put("transformer.wpe.weight", Namespace(shape=5)), "wpe.weight of shape ()"),
         (put("transformer.wte.weight", torch.zeros(256)), "wte.weight of shape (256,)"),
         (put("lm_head.weight", torch.zeros(257, 32)), "lm_head.weight of shape (257, 32), not (256, 32)"),
         (put("transformer.h.999999999.ln_1.weight", torch.zeros(32)), "a tensor 'transformer.h.999999999.ln_1.weight'"),
@@ -278,7 +295,7 @@ def test_what_is_no_whole_gpt2_is_refused_by_what_is_wrong(
         foreign.describe(path)
     assert words in refusal.value.message
     with pytest.raises(Refused) as same:
-        foreign.take_apart(torch.load(path), path)
+        foreign.take_apart(stored._load(path), path)
     assert same.value.message == refusal.value.message
 
 
