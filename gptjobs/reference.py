@@ -63,11 +63,12 @@ def jobs_on_record(layout: Layout) -> list[Known]:
 
 def find_checkpoint(layout: Layout, reference: str, folder: Path | None = None) -> Checkpoint:
     """The checkpoint that `reference` means: a path, from `folder` (a client's) or the root, or JOB@best,
-    JOB@last, JOB@STEP. One of another program, or from outside the root, is still to be committed."""
+    JOB@last, JOB@STEP. One of another program, or from outside the root, is still to be committed. Raises Refused
+    for a path out of the root where there is no `folder`: a request from elsewhere names files of the root only."""
     if "@" in reference and not reference.endswith(checkpoint.SUFFIXES):
         job, _, which = reference.rpartition("@")
         return _of_job(layout, pick(job or NEWEST, jobs_on_record(layout)), which)
-    for path in ((folder or layout.root) / reference, layout.root / reference):
+    for path in [layout.path(reference)] if folder is None else [folder / reference, layout.root / reference]:
         if path.is_file() or foreign.is_folder(path):
             return checkpoint_at(layout, path)
         if path.is_dir():

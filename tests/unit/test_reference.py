@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gptjobs.checkpoint import Losses, manifest_path, read
-from gptjobs.errors import NotFound, UnsafePickle, UsageError
+from gptjobs.errors import NotFound, Refused, UnsafePickle, UsageError
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
 from gptjobs.record import write_request
@@ -144,7 +144,9 @@ def test_a_checkpoint_outside_the_root_is_to_be_copied_into_it(layout: Layout, j
     outside = tmp_path / "copy.pt"
     outside.write_bytes(layout.path(jobs[100]).read_bytes())
     manifest_path(outside).write_bytes(manifest_path(layout.path(jobs[100])).read_bytes())
-    found = find_checkpoint(layout, str(outside))
+    with pytest.raises(Refused, match="leads out of the storage root"):
+        find_checkpoint(layout, str(outside))
+    found = find_checkpoint(layout, str(outside), tmp_path)
     assert (found.lies_at, found.manifest) == (outside, read(layout, jobs[100]).manifest)
     assert found.name == f"checkpoints/imported/copy-{found.manifest.sha256[:8]}.pt"
     assert not layout.path(found.name).exists()
