@@ -224,6 +224,11 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def switch(name: str, on: bool) -> str:
+    """The option that turns a hyperparameter on or off."""
+    return option(name) if on else f"--no-{option(name)[2:]}"
+
+
 def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: int = 0) -> Settled:
     """Merge defaults, the checkpoint's values (`parent`, taken at `parent_step`) and the overrides.
 

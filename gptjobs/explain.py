@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from gptjobs import checkpoint
 from gptjobs.checkpoint import Checkpoint
-from gptjobs.config import Plan, option
+from gptjobs.config import HYPERPARAMETERS, Plan, option, switch
 from gptjobs.errors import GptjobsError, RedisUnreachable
 from gptjobs.job import ANY, FRUITLESS_LIMIT, Job, JobSpec, JobState
 from gptjobs.progress import duration
@@ -244,9 +244,9 @@ def submit_command(spec: JobSpec) -> str:
     words = ["gptjobs", "submit", spec.kind]
     words += ["--from", spec.parent] if spec.parent else []
     for name, given in spec.overrides.items():
-        if given.value is True:
-            words.append(option(name))
-        elif given.value is not False:
+        if isinstance(given.value, bool):
+            words += [] if given.value is HYPERPARAMETERS[name].default else [switch(name, given.value)]
+        else:
             words += [option(name), str(given.value)]
     words += ["--name", spec.name] if spec.name else []
     words += ["--device", spec.device] if spec.device != ANY else []

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from gptjobs.config import HYPERPARAMETERS, MODEL_FIELDS, PRESET, PRESETS, Given, Overrides, merge, option
+from gptjobs.config import HYPERPARAMETERS, MODEL_FIELDS, PRESET, PRESETS, Given, Overrides, merge, option, switch
 from gptjobs.errors import NotFound, UsageError
 from gptjobs.layout import Layout
 
@@ -55,9 +55,8 @@ def _option(name: str, each: "Field[Any]", variable: str | None, resume: bool) -
     if resume:
         default = f"what was left, or {each.default}" if name == "steps" else ""  # the checkpoint's, says the help
     shown = "" if default == "" or kind is bool else f"  [default: {default}]"
-    switch = f"{option(name)}/--no-{option(name)[2:]}"
     return click.option(
-        switch if each.default is True else option(name),
+        f"{switch(name, True)}/{switch(name, False)}" if each.default is True else option(name),
         name,
         type=type_,
         is_flag=kind is bool,

@@ -211,10 +211,10 @@ def test_while_redis_is_away_nobody_is_told_to_submit_a_job_again():
 
 
 def test_the_command_of_a_job_is_what_was_typed():
-    overrides = typed(model="nano", data="t.md", learning_rate=1e-5, grow_positions=True)
+    overrides = typed(model="nano", data="t.md", learning_rate=1e-5, grow_positions=True, bias=False, tied=True)
     spec = JobSpec(id="x", kind="resume", overrides=overrides, parent="a/b.pt", submitted_at=NOON)
     assert submit_command(spec) == (
-        "gptjobs submit resume --from a/b.pt --model nano --data t.md --learning-rate 1e-05 --grow-positions"
+        "gptjobs submit resume --from a/b.pt --model nano --data t.md --learning-rate 1e-05 --grow-positions --no-bias"
     )
 
 
