@@ -381,6 +381,8 @@ def out_of_bounds(each: "Field[Any]", value: Any) -> str | None:
         return f"{value!r} is no {_KINDS[kind]}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is no finite number"
+    if isinstance(value, str) and not value.isprintable():
+        return "it has control characters"
     bounds = each.metadata
     if bounds["choices"] and value not in bounds["choices"]:
         return f"'{value}' is none of {', '.join(bounds['choices'])}"

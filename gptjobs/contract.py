@@ -139,7 +139,7 @@ def in_words(made: Contract) -> str:
         lines.append("CHANGES")
         width = max(len(each.name) for each in made.changes)
         lines += [
-            f"  {each.name:<{width}}  {_value(each.before)} → {_value(each.after)}  ({each.origin})"
+            f"  {each.name:<{width}}  {value_in_words(each.before)} → {value_in_words(each.after)}  ({each.origin})"
             for each in made.changes
         ]
     if made.resets:
@@ -150,7 +150,8 @@ def in_words(made: Contract) -> str:
     return "\n".join(lines)
 
 
-def _value(value: Any) -> str:
+def value_in_words(value: Any) -> str:
+    """As people write it: 6e-05, not 5.9999999999999995e-05."""
     if value is None:
         return "not said"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,7 @@
 """What users ask of jobs that are there: the one way in for the command line, workers and Flower."""
 
 from gptjobs import checkpoint, record
+from gptjobs.errors import NotFound
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.store import Store
@@ -18,7 +19,12 @@ def cancel(store: Store, layout: Layout, job: Job) -> JobState:
     id = job.spec.id
     if layout.is_there:
         record.write_cancel_request(layout, id)
-    state = store.cancel(id, _CANCELLED)
+    try:
+        state = store.cancel(id, _CANCELLED)
+    except NotFound:
+        if not layout.is_there:
+            raise
+        return JobState.CANCELLING  # Redis was flushed: whoever puts the job back heeds the request on record
     if state is JobState.CANCELLED and layout.is_there:
         outcome = Outcome(state=state, reason=_CANCELLED)
         record.write_outcome(layout, id, outcome, checkpoint.latest_token(layout, id))

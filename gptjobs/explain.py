@@ -8,7 +8,7 @@ from gptjobs import checkpoint
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.config import HYPERPARAMETERS, Plan, option, switch
 from gptjobs.errors import GptjobsError, RedisUnreachable
-from gptjobs.job import ANY, FRUITLESS_LIMIT, Job, JobSpec, JobState
+from gptjobs.job import ANY, DEFAULT_PRIORITY, FRUITLESS_LIMIT, Job, JobSpec, JobState
 from gptjobs.progress import duration
 from gptjobs.record import PastAttempt
 from gptjobs.reference import BEST, LAST
@@ -28,8 +28,10 @@ class Explanation:
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """What the storage root has of a job. `hint` is its outcome's; `log_end` the last lines of its log."""
+    """What the storage root has of a job; nothing where it `is_elsewhere`. `hint` is its outcome's; `log_end` the
+    last lines of its log."""
 
+    is_elsewhere: bool = False
     plan: Plan | None = None
     attempts: Sequence[PastAttempt] = ()
     checkpoints: Sequence[Checkpoint] = ()
@@ -210,6 +212,8 @@ def _attempts(past: Past) -> list[str]:
 
 def _where_it_stands(job: Job, past: Past) -> str:
     """From where the job goes on, or could."""
+    if past.is_elsewhere:
+        return "Its checkpoints lie in the storage root, which is not here."
     if past.checkpoints:
         return _in_words("Its last checkpoint is", past.checkpoints[-1])
     if job.state.is_terminal:
@@ -227,6 +231,8 @@ def _in_words(begin: str, each: Checkpoint) -> str:
 
 def _go_on(job: Job, past: Past) -> tuple[str, ...]:
     """The command that goes on from the job's checkpoints, or submits it again where it has none."""
+    if past.is_elsewhere:
+        return (f"gptjobs submit resume --from {job.spec.id}@{LAST}",)
     if not past.checkpoints:
         return (submit_command(job.spec),)
     best = LAST if checkpoint.best(past.checkpoints) is None else BEST
@@ -250,6 +256,8 @@ def submit_command(spec: JobSpec) -> str:
             words += [option(name), str(given.value)]
     words += ["--name", spec.name] if spec.name else []
     words += ["--device", spec.device] if spec.device != ANY else []
+    words += ["--priority", str(spec.priority)] if spec.priority != DEFAULT_PRIORITY else []
+    words += ["--accept-data-change"] if spec.accept_data_change else []
     return shlex.join(words)
 
 

@@ -39,6 +39,32 @@ class JobState(StrEnum):
         return self in LEASED
 
 
+def plain(text: str) -> str:
+    """Without control characters: what others wrote must not drive a terminal."""
+    return "".join(each for each in text if each.isprintable())
+
+
+_NEWEST: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("step", "end_step", "tokens", "eval_context"), int),
+    **dict.fromkeys(
+        ("train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_s", "eta_s", "done"), (int, float)
+    ),
+    **dict.fromkeys(("stage", "checkpoint"), str),
+}
+
+
+def newest_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a job's progress on record, what has a known name and its type; a step only with the end it goes to."""
+    found = {
+        name: plain(value) if isinstance(value, str) else value
+        for name, value in record.items()
+        if name in _NEWEST and isinstance(value, _NEWEST[name]) and not isinstance(value, bool)
+    }
+    if not {"step", "end_step", "tokens"} <= found.keys():
+        found.pop("step", None)
+    return found
+
+
 TERMINAL = frozenset({JobState.FINISHED, JobState.DIVERGED, JobState.FAILED, JobState.CANCELLED})
 LEASED = frozenset({JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})
 
@@ -71,12 +97,18 @@ class JobSpec:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "JobSpec":
-        if not is_name(record["id"]):
-            raise Refused(f"'{record['id']}' is no job's id")
+        """Raises Refused for what no client of this version asks: whoever reaches Redis can write a record."""
+        for name in (record["id"], record.get("name")):
+            if name is not None and not (isinstance(name, str) and is_name(name)):
+                raise Refused(f"{plain(repr(name))} is no name of a job")
         values = known(cls.__dataclass_fields__, record)
+        if values.get("device", ANY) not in (ANY, *DEVICES):
+            raise Refused(f"there is no device {plain(repr(values['device']))}")
         values["overrides"] = {
-            name: Given(given["value"], given["origin"]) for name, given in record["overrides"].items()
+            name: Given(given["value"], plain(given["origin"])) for name, given in record["overrides"].items()
         }
+        if values.get("parent") is not None:
+            values["parent"] = plain(values["parent"])
         return cls(**values)
 
 
@@ -97,7 +129,8 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Outcome":
-        return cls(state=JobState(record["state"]), reason=record["reason"], hint=record.get("hint"))
+        hint = record.get("hint")
+        return cls(state=JobState(record["state"]), reason=plain(record["reason"]), hint=plain(hint) if hint else None)
 
 
 @dataclass(frozen=True, kw_only=True)

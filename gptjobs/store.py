@@ -26,7 +26,7 @@ import json
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import redis
@@ -36,7 +36,7 @@ from redis.retry import Retry
 from gptjobs import scripts
 from gptjobs.config import known
 from gptjobs.errors import NotFound, RedisUnreachable, Refused
-from gptjobs.job import Job, JobSpec, JobState, Outcome
+from gptjobs.job import Job, JobSpec, JobState, Outcome, newest_values, plain
 from gptjobs.reference import Known, pick
 from gptjobs.settings import public
 
@@ -191,6 +191,11 @@ class Store:
         chosen = pick(reference, known_jobs)
         return next(each for each in jobs if each.spec.id == chosen)
 
+    def ids(self) -> set[str]:
+        """Of every job."""
+        with self._reaching():
+            return set(cast(list[str], self._redis.zrange(JOBS, 0, -1)))
+
     def all(self, but: Collection[str] = ()) -> list[Job]:
         """Every job, oldest first, but those with these ids."""
         with self._reaching():
@@ -240,8 +245,11 @@ class Store:
         with self._reaching():
             keys = sorted(self._redis.scan_iter(WORKER + "*", count=_BATCH))
             values = cast(list[str | None], self._redis.mget(keys)) if keys else []
-        records = [json.loads(each) for each in values if each]
-        return [Presence(**known(Presence.__dataclass_fields__, each)) for each in records]
+        found = []
+        for each in filter(None, values):
+            with suppress(ValueError, TypeError):  # of another version, or no worker's: it hides no other
+                found.append(_presence(json.loads(each)))
+        return found
 
 
 class LeaseStore(Store):
@@ -305,6 +313,16 @@ class LeaseStore(Store):
         )
 
 
+def _presence(record: Mapping[str, Any]) -> Presence:
+    """Raises TypeError or ValueError for a record that is none."""
+    made = Presence(**known(Presence.__dataclass_fields__, record))
+    lists = (made.queues, made.slots, made.jobs)
+    words = [made.name, made.host, made.version, *(each for some in lists for each in some)]
+    if not all(isinstance(each, str) and each.isprintable() for each in words):
+        raise ValueError("a worker's record with other than words in it")
+    return replace(made, busy=int(made.busy), started_at=float(made.started_at))
+
+
 def _held(answer: str) -> JobState:
     if answer == "fenced":
         raise Fenced
@@ -331,10 +349,10 @@ def _job(record: Mapping[str, str]) -> Job:
             beat=int(record["beat"]),
             attempt=int(record["attempt"]),
             fruitless=int(record["fruitless"]),
-            worker=record.get("worker") or None,
-            used_device=record.get("device") or None,
-            reason=record.get("reason") or None,
-            progress=json.loads(record.get("progress") or "{}"),
+            worker=plain(record.get("worker", "")) or None,
+            used_device=plain(record.get("device", "")) or None,
+            reason=plain(record.get("reason", "")) or None,
+            progress=newest_values(json.loads(record.get("progress") or "{}")),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"a job's record in Redis cannot be read: {error!r}") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from gptjobs import checkpoint, durable, picture
 from gptjobs.config import Plan
+from gptjobs.contract import value_in_words
 from gptjobs.history import History
 from gptjobs.job import JobSpec, Outcome
 from gptjobs.layout import Layout
@@ -63,5 +64,5 @@ def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metric
     lines += ["", "## Configuration", "", "| | value | from |", "| --- | ---: | --- |"]
     values = settled.to_dict()
     for name, value in {**values["model"], **values["train"]}.items():
-        lines += [f"| {name} | {value} | {settled.origins[name]} |"]
+        lines += [f"| {name} | {value_in_words(value)} | {settled.origins[name]} |"]
     return "\n".join([*lines, ""])

@@ -14,6 +14,10 @@ from gptjobs.cli.place import root_option
 from gptjobs.errors import GptjobsError
 
 
+class ReaderGone(Exception):
+    """Whoever read the output, `head` say, has enough. click would call that a failure of the command."""
+
+
 class Commands(click.Group):
     """A group that lists its commands in the order of work, and says what a mistyped one may have meant."""
 
@@ -27,6 +31,12 @@ class Commands(click.Group):
         if close and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"there is no command '{args[0]}'. Did you mean {close[0]}?")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -71,8 +81,8 @@ def main(arguments: list[str] | None = None) -> Any:
         code = _say(error.format_message(), f"{where} --help", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = CTRL_C
-    except BrokenPipeError:
-        # the reader, `head` say, has gone; nothing more can be said, also not at the interpreter's exit
+    except ReaderGone:
+        # nothing more can be said, also not at the interpreter's exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:

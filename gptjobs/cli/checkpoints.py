@@ -1,5 +1,6 @@
 """`gptjobs checkpoints`: what can be resumed from."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,8 @@ def import_checkpoints(place: Place, /, paths: tuple[Path, ...], as_json: bool, 
     manifest beside it that says where each fact comes from; one from outside the storage root is copied below
     checkpoints/imported/. `submit resume --from FILE` does the same for one file.
     """
+    if not place.layout.is_there:
+        raise NotFound(f"{place.layout.root} is no storage root", hint="--root DIR; gptjobs up makes one")
     said = {name: Given(value, option(name)) for name, value in told.items() if value is not None}
     files = [each for path in paths for each in _files_in(path)]
     imported: list[Checkpoint] = []
@@ -145,7 +148,7 @@ def import_checkpoints(place: Place, /, paths: tuple[Path, ...], as_json: bool, 
         reasons = "\n".join(f"  {each.message}" for each in refused)
         raise Refused(f"{len(refused)} of {len(files)} files were not imported:\n{reasons}", hint=refused[0].hint)
     if imported and not as_json:
-        output.say(f"next: gptjobs submit resume --from {imported[-1].name} --data FILE")
+        output.say(f"next: gptjobs submit resume --from {shlex.quote(imported[-1].name)} --data FILE")
 
 
 def _files_in(path: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """`gptjobs explain`: why a job is in its state, and what to type."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +8,7 @@ import click
 from gptjobs import checkpoint, record
 from gptjobs.cli import output
 from gptjobs.cli.complete import job_argument
+from gptjobs.cli.follow import end_of_log
 from gptjobs.cli.place import Found, Place, json_option, pass_place
 from gptjobs.layout import Layout
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from gptjobs.explain import Past, Queue
 
 LOG_LINES = 8
-_LOG_BYTES = 8192
 
 
 @click.command(epilog="Example: gptjobs explain @")
@@ -54,6 +53,8 @@ def explain(place: Place, job: str, as_json: bool) -> None:
 def _past(layout: Layout, job: str) -> "Past":
     from gptjobs.explain import Past
 
+    if not layout.is_there:
+        return Past(is_elsewhere=True)
     outcome, logs = record.read_outcome(layout, job), layout.log_files(job)
     return Past(
         plan=record.read_plan(layout, job),
@@ -61,14 +62,8 @@ def _past(layout: Layout, job: str) -> "Past":
         checkpoints=checkpoint.counting(layout, job),
         hint=outcome.hint if outcome else None,
         log=str(logs[-1]) if logs else None,
-        log_end=_end_of(logs[-1]) if logs else (),
+        log_end=end_of_log(layout, job)[-LOG_LINES:],
     )
-
-
-def _end_of(log: Path) -> list[str]:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _LOG_BYTES))
-        return file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
 
 
 def _queue(place: Place, found: Found) -> "Queue":

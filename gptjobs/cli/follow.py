@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import click
 
+from gptjobs import record
 from gptjobs.cli import output
 from gptjobs.cli.place import Place
-from gptjobs.errors import JobCancelled, JobFailed, RedisUnreachable
-from gptjobs.job import Job, JobState
+from gptjobs.errors import JobCancelled, JobFailed, NotFound, RedisUnreachable
+from gptjobs.job import Job, JobState, plain
+from gptjobs.layout import Layout
 
 POLL_S = 0.5
 CTRL_C = 130
+LOG_BYTES = 8192
+"""that are read for the end of a log"""
 
 
 class Followed:
@@ -22,11 +27,14 @@ class Followed:
         self.away: str | None = None
 
     def look(self) -> Job:
-        """The job as it is now; as it was where Redis is away for a while."""
+        """The job as it is now; as it was, or as it ended by the record, where Redis is away or was flushed."""
         try:
             self.job, self.away = self._place.store.get(self.job.spec.id), None
-        except RedisUnreachable as error:
+        except (RedisUnreachable, NotFound) as error:
             self.away = error.message
+            outcome = record.read_outcome(self._place.layout, self.job.spec.id)
+            if outcome is not None:
+                self.job = replace(self.job, state=outcome.state, reason=outcome.reason)
         return self.job
 
     def look_and_say(self) -> Job:
@@ -36,7 +44,7 @@ class Followed:
         if self.away is not None and not was_away:
             output.say(f"{self.away}; waiting on")
         if self.away is None and was_away:
-            output.say("Redis answers again")
+            output.say("Redis has it again")
         return self.job
 
 
@@ -60,3 +68,15 @@ def exit_as(job: Job) -> None:
         raise JobCancelled(f"job {name_of(job)} was cancelled")
     if job.state is not JobState.FINISHED:
         raise JobFailed(f"job {name_of(job)} {job.state}: {job.reason}", hint=f"gptjobs show {job.spec.id}")
+
+
+def end_of_log(layout: Layout, job: str) -> list[str]:
+    """The last whole lines of the newest attempt's log."""
+    paths = layout.log_files(job)
+    if not paths:
+        return []
+    with paths[-1].open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - LOG_BYTES, 0))
+        lines = file.read().decode(errors="replace").splitlines()[1 if size > LOG_BYTES else 0 :]
+    return [plain(each) for each in lines]

@@ -8,7 +8,7 @@ import click
 from gptjobs import checkpoint, contract, planning, record
 from gptjobs.cli import output
 from gptjobs.cli.complete import job_argument, jobs_argument
-from gptjobs.cli.follow import POLL_S, Followed, detachable, exit_as, name_of
+from gptjobs.cli.follow import POLL_S, Followed, detachable, exit_as
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Plan
 from gptjobs.errors import GptjobsError, WaitedTooLong
@@ -139,7 +139,7 @@ def _show_config(plan: Plan) -> None:
     output.table(
         ("  NAME", "VALUE", "FROM"),
         [
-            (f"  {name}", str(value), plan.settled.origins[name])
+            (f"  {name}", contract.value_in_words(value), plan.settled.origins[name])
             for name, value in {**settled["model"], **settled["train"]}.items()
         ],
     )
@@ -154,7 +154,7 @@ def logs(place: Place, job: str, follow: bool, lines: int | None) -> None:
     """What a job's trainer said, over all its attempts. Ctrl-C detaches; it never stops the job."""
     found = place.find(job).job
     if follow:
-        with detachable(f"gptjobs watch {name_of(found)}"):
+        with detachable(f"gptjobs watch {found.spec.id}"):
             ended = _follow_log(place, found, lines)
         exit_as(ended)
     elif not _show_log(place, found.spec.id, {}, lines):
@@ -211,7 +211,7 @@ def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -
 @pass_place
 def wait(place: Place, jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
     """Wait until jobs end. Exit 0 if all finished, 1 if one failed or diverged, 10 if one was cancelled."""
-    found = [place.store.find(each) for each in jobs]
+    found = [place.find(each).job for each in jobs]
     began = time.monotonic()
     ended: list[Job] = []
     with detachable(f"gptjobs wait {' '.join(jobs)}"):
@@ -239,7 +239,7 @@ def cancel(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:
     """Stop jobs; a running one writes a checkpoint first."""
     from gptjobs import control
 
-    found = [place.store.find(each) for each in jobs]
+    found = [place.find(each).job for each in jobs]
     states: dict[str, str] = {}
     for job in found:
         id = job.spec.id

@@ -11,7 +11,7 @@ import click
 
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_job
-from gptjobs.cli.follow import CTRL_C, Followed, detachable, exit_as, name_of
+from gptjobs.cli.follow import CTRL_C, Followed, detachable, end_of_log, exit_as, name_of
 from gptjobs.cli.place import Place, pass_place
 from gptjobs.errors import RedisUnreachable
 from gptjobs.history import History
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from gptjobs.cli.screen import Seen, SeenAll
 
 POLL_S = 1.0
-_LOG_BYTES = 8192
-"""that are read for the end of a log"""
 
 Show = Callable[[Callable[[Any, int, int], "list[Text]"], Any], None]
 """Takes what draws a picture, of a width and a height, and what it draws."""
@@ -41,7 +39,7 @@ def watch(place: Place, job: str | None) -> None:
     Exits with the code of the job that ended. Ctrl-C detaches; it never stops a job.
     """
     if job is not None:
-        watch_job(place, place.store.find(job))
+        watch_job(place, place.find(job).job)
         return
     try:
         _watch_all_on_screen(place) if _on_terminal() else _watch_all_in_lines(place)
@@ -52,7 +50,7 @@ def watch(place: Place, job: str | None) -> None:
 def watch_job(place: Place, job: Job) -> None:
     """Show a job until it ends, then exit as it did."""
     followed = Followed(place, job)
-    with detachable(f"gptjobs watch {name_of(job)}"):
+    with detachable(f"gptjobs watch {job.spec.id}"):
         _watch_on_screen(place, followed) if _on_terminal() else _watch_in_lines(followed)
     exit_as(followed.job)
 
@@ -178,7 +176,7 @@ class Sight:
         job, note = self._followed.look(), self._followed.away
         try:
             self._history.read()
-            self._log = _end_of_log(self._layout, job.spec.id)
+            self._log = end_of_log(self._layout, job.spec.id)
         except OSError as error:
             note = note or f"the storage root does not work: {error}"
         metrics = self._history.metrics
@@ -205,14 +203,3 @@ class Sight:
             newest["val_loss"] = None
         self._glimpses = [each for each in self._glimpses if each["step"] < newest["step"]]
         self._glimpses.append(newest)
-
-
-def _end_of_log(layout: Layout, job: str) -> list[str]:
-    """The last whole lines of the newest attempt's log."""
-    paths = layout.log_files(job)
-    if not paths:
-        return []
-    with paths[-1].open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - _LOG_BYTES, 0))
-        return file.read().decode(errors="replace").splitlines()[1 if size > _LOG_BYTES else 0 :]

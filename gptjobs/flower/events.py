@@ -47,12 +47,18 @@ class JobEvents(Events):  # type: ignore[misc]  # Flower publishes no types
             self.take(await self.io_loop.run_in_executor(None, self.store.get, id))
 
     async def _sync(self) -> None:
-        """Take the records of all jobs but those whose end was taken before."""
+        """Take the records of all jobs but those whose end was taken before; forget jobs that Redis has not."""
+        known = set(self.state.tasks)  # before Redis is asked: what comes meanwhile is newer than its answer
         try:
+            ids = await self.io_loop.run_in_executor(None, self.store.ids)
             jobs = await self.io_loop.run_in_executor(None, self.store.all, self._settled)
         except RedisUnreachable as error:
             logger.warning("%s", error.message)
             return
+        for id in known - ids:
+            del self.state.tasks[id]
+            self.state.search_engine.remove(id)
+            self._settled.discard(id)
         for job in jobs:
             self.take(job)
         self._settled.update(job.spec.id for job in jobs if job.state.is_terminal)

@@ -264,3 +264,10 @@ def test_nothing_is_shown_or_done_without_the_password(gptjobs: Commands, store:
     assert (status, said) == (404, "Redis has no job nothing")
     assert flower.ask(cancelling, post=True, login=True, site="same-origin")[0] == 200
     assert store.get(job).state is JobState.CANCELLED
+
+
+def test_a_job_that_redis_was_made_to_forget_is_forgotten(gptjobs: Commands, store: Store, flower: Flower) -> None:
+    job = submit(gptjobs, "forgotten")
+    eventually(lambda: job in flower.ask("/api/tasks", login=True)[1])
+    store._redis.flushall()
+    eventually(lambda: job not in flower.ask("/api/tasks", login=True)[1])

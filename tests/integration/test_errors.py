@@ -271,3 +271,22 @@ def test_what_the_file_system_refuses_is_an_error_and_no_traceback(gptjobs: Comm
     gptjobs.layout.outputs.write_text("a file where a folder should be")
     done = gptjobs(*TRAIN, "sources/text.md")
     assert_error(done, 1, str(gptjobs.layout.outputs), "Not a directory")
+
+
+def test_a_reader_that_has_enough_is_no_failure(gptjobs: Commands) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = gptjobs.start("checkpoints", "import", "--help", stdout=writes, stderr=subprocess.PIPE)
+    listed = gptjobs.start("worker", "list", "--json", stdout=writes, stderr=subprocess.PIPE)
+    os.close(writes)
+    for process in (done, listed):
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (0, b"")
+
+
+def test_a_job_that_redis_was_made_to_forget_can_be_cancelled_on_record(gptjobs: Commands, store: Store) -> None:
+    job = gptjobs.ok("submit", "train", "-q", "--model", "nano", "--data", "sources/text.md")
+    store._redis.flushall()
+    done = gptjobs("cancel", job)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, [job, "cancelling:"]), done.stderr
+    assert gptjobs.layout.cancel_file(job).is_file()

@@ -222,3 +222,11 @@ def test_text_from_outside_and_a_checkpoint_from_outside_both_come_along(gptjobs
     shutil.rmtree(folder)
     checkpoint.verify(gptjobs.layout, brought)
     assert (gptjobs.layout.shared_data / "book.md").is_file()
+
+
+def test_importing_makes_no_storage_root_of_any_folder(gptjobs: Commands, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = gptjobs("--root", str(elsewhere), *IMPORT, str(trained(tmp_path)))
+    assert_refused(gptjobs, done, 4, "is no storage root", hint="gptjobs up makes one")
+    assert not list(elsewhere.iterdir())

@@ -9,7 +9,7 @@ import pytest
 
 from gptjobs.errors import NotFound, Refused
 from gptjobs.job import JobSpec, JobState, Outcome
-from gptjobs.store import Fenced, Lease, LeaseStore, RecordMissing
+from gptjobs.store import Fenced, Lease, LeaseStore, Presence, RecordMissing
 
 JOB = "3f9a00000001"
 SPEC = JobSpec(id=JOB, kind="train", submitted_at=1.0)
@@ -118,21 +118,21 @@ def test_nobody_but_the_holder_renews_or_finishes(leases: LeaseStore, change: di
     other = replace(holder, **change)
     before = leases.get(JOB)
     with pytest.raises(Fenced):
-        leases.renew(other, {"step": 666})
+        leases.renew(other, {"tokens": 666})
     with pytest.raises(Fenced):
-        leases.finish(other, FINISHED, fruitless=0, progress={"step": 666})
+        leases.finish(other, FINISHED, fruitless=0, progress={"tokens": 666})
     assert leases.get(JOB) == before
 
 
 def test_each_renewal_is_a_beat_and_the_newest_progress_wins(leases: LeaseStore) -> None:
     lease = claim(leases)
     leases.renew(lease, {"step": 10, "train_loss": 6.5})
-    leases.renew(lease, {"step": 20})
-    assert (leases.get(JOB).beat, leases.get(JOB).progress) == (2, {"step": 20})
+    leases.renew(lease, {"tokens": 20})
+    assert (leases.get(JOB).beat, leases.get(JOB).progress) == (2, {"tokens": 20})
     leases.renew(lease, None)
-    assert (leases.get(JOB).beat, leases.get(JOB).progress) == (3, {"step": 20})
-    leases.finish(lease, FINISHED, fruitless=0, progress={"step": 30})
-    assert leases.get(JOB).progress == {"step": 30}
+    assert (leases.get(JOB).beat, leases.get(JOB).progress) == (3, {"tokens": 20})
+    leases.finish(lease, FINISHED, fruitless=0, progress={"tokens": 30})
+    assert leases.get(JOB).progress == {"tokens": 30}
 
 
 def test_a_renewal_tells_of_a_cancel_request(leases: LeaseStore) -> None:
@@ -179,9 +179,9 @@ def test_a_fenced_holder_cannot_finish(leases: LeaseStore) -> None:
     assert leases.reap(leases.get(JOB), "lost a@host") is JobState.QUEUED
     heir = claim(leases, serial=2, nonce="n2", worker="b@host")
     with pytest.raises(Fenced):
-        leases.finish(frozen, FINISHED, fruitless=0, progress={"step": 666})
+        leases.finish(frozen, FINISHED, fruitless=0, progress={"tokens": 666})
     with pytest.raises(Fenced):
-        leases.renew(frozen, {"step": 666})
+        leases.renew(frozen, {"tokens": 666})
     assert leases.renew(heir, None) is JobState.RUNNING
     assert leases.get(JOB).progress == {}
 
@@ -264,14 +264,14 @@ def test_a_flushed_record_is_put_back_once(leases: LeaseStore) -> None:
     lease = claim(leases, floor=4)
     leases._redis.flushall()
     with pytest.raises(RecordMissing):
-        leases.renew(lease, {"step": 10})
+        leases.renew(lease, {"tokens": 10})
     with pytest.raises(RecordMissing):
         leases.finish(lease, FINISHED, fruitless=0, progress=None)
     assert leases.put_back(SPEC, lease, JobState.RUNNING, "a@host", "cpu")
     assert not leases.put_back(SPEC, replace(lease, token=99, nonce="other"), JobState.RUNNING, "b@host", "cpu")
-    assert leases.renew(lease, {"step": 10}) is JobState.RUNNING
+    assert leases.renew(lease, {"tokens": 10}) is JobState.RUNNING
     job = leases.get(JOB)
-    assert (job.spec, job.token, job.worker, job.progress) == (SPEC, lease.token, "a@host", {"step": 10})
+    assert (job.spec, job.token, job.worker, job.progress) == (SPEC, lease.token, "a@host", {"tokens": 10})
     assert [each.spec.id for each in leases.leased()] == [each.spec.id for each in leases.all()] == [JOB]
     assert leases.reap(leases.get(JOB), "lost a@host") is JobState.QUEUED
 
@@ -294,3 +294,59 @@ def test_a_record_of_a_later_version_hides_no_other(leases: LeaseStore) -> None:
     assert [each.spec.id for each in leases.all()] == [each.spec.id for each in leases.waiting()] == [JOB]
     with pytest.raises(Refused, match="newer gptjobs"):
         leases.get("other")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"name": "\x1b[2J"},
+        {"name": 7},
+        {"id": "../../etc"},
+        {"device": "\x1b]0;title\x07"},
+    ],
+)
+def test_a_record_that_no_client_writes_is_refused_and_hides_no_other(
+    leases: LeaseStore, hostile: dict[str, object]
+) -> None:
+    spec = json.dumps({**SPEC.to_dict(), "id": "other", **hostile})
+    numbers = dict.fromkeys(("serial", "token", "beat", "attempt", "fruitless"), 1)
+    leases._redis.hset("gptjobs:job:other", mapping={"spec": spec, "state": "queued", **numbers})
+    leases._redis.zadd("gptjobs:jobs", {"other": 1.0})
+    assert [each.spec.id for each in leases.all()] == [JOB]
+    with pytest.raises(Refused) as refusal:
+        leases.get("other")
+    assert refusal.value.message.isprintable()
+
+
+def test_what_others_wrote_into_a_record_drives_no_terminal_and_breaks_no_list(leases: LeaseStore) -> None:
+    progress = {
+        "stage": "\x1b]52;c;x\x07",
+        "step": "5",
+        "end_step": 10,
+        "train_loss": [],
+        "val_loss": 2.5,
+        "eta_s": True,
+    }
+    said = {"reason": "\x1b[31mred\x1b[0m", "worker": "a\x07@host", "device": "cpu\n", "progress": json.dumps(progress)}
+    leases._redis.hset(f"gptjobs:job:{JOB}", mapping=said)
+    (job,) = leases.all()
+    assert (job.reason, job.worker, job.used_device) == ("[31mred[0m", "a@host", "cpu")
+    assert job.progress == {"stage": "]52;c;x", "end_step": 10, "val_loss": 2.5}
+
+
+def test_a_step_without_the_end_it_goes_to_is_no_step(leases: LeaseStore) -> None:
+    leases._redis.hset(f"gptjobs:job:{JOB}", "progress", '{"step": 5, "tokens": 100}')
+    assert leases.get(JOB).to_dict()["step"] is None
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", "no json", '{"name": "\\u001b[2J"}'])
+def test_a_worker_that_is_none_hides_no_other(leases: LeaseStore, record: str) -> None:
+    here = Presence(
+        name="a@host", host="host", version="1", queues=["cpu"], slots=["cpu"], busy=0, jobs=[], started_at=1.0
+    )
+    leases.announce(here)
+    content = (
+        {**json.loads(leases._redis.get("gptjobs:worker:a@host")), **json.loads(record)} if "name" in record else None
+    )
+    leases._redis.set("gptjobs:worker:b@host", json.dumps(content) if content else record)
+    assert leases.workers() == [here]

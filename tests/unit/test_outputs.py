@@ -9,6 +9,7 @@ import pytest
 from gptjobs import progress
 from gptjobs.checkpoint import Losses
 from gptjobs.config import Plan
+from gptjobs.contract import value_in_words
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Finished, Line, Progress, StageBegan
@@ -143,7 +144,7 @@ def test_the_summary_has_every_value_with_its_origin(thrice: Layout) -> None:
     rows = [line.strip("| ").split(" | ") for line in thrice.summary_file("first").read_text().splitlines()]
     record = NANO.to_dict()
     for name, value in {**record["model"], **record["train"]}.items():
-        assert [name, str(value), NANO.origins[name]] in rows
+        assert [name, value_in_words(value), NANO.origins[name]] in rows
     assert ["batch_size", "8", "--batch-size"] in rows
     assert ["beta1", "0.9", "default"] in rows
 

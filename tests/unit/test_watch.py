@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from gptjobs import record
 from gptjobs.cli.follow import Followed
 from gptjobs.cli.watch import Sight, in_one_line
-from gptjobs.errors import RedisUnreachable
+from gptjobs.errors import NotFound, RedisUnreachable
 from gptjobs.history import History
-from gptjobs.job import Job, JobState
+from gptjobs.job import Job, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import encode
 from tests.unit.conftest import NOON, begin
@@ -57,7 +58,7 @@ def test_only_whole_lines_of_a_long_logs_end_are_shown(layout: Layout) -> None:
     assert lines[-1] == "line 004999" and 100 < len(lines) < 1000 and lines[0].startswith("line ")
 
 
-def test_redis_away_for_several_looks_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_redis_away_for_several_looks_is_said_once(capsys: pytest.CaptureFixture[str], layout: Layout) -> None:
     answers = iter([RedisUnreachable("Redis is away"), RedisUnreachable("Redis is away"), waiting("next"), job()])
 
     def get(id: str) -> Job:
@@ -66,10 +67,21 @@ def test_redis_away_for_several_looks_is_said_once(capsys: pytest.CaptureFixture
             raise answer
         return answer
 
-    place: Any = SimpleNamespace(store=SimpleNamespace(get=get))
+    place: Any = SimpleNamespace(store=SimpleNamespace(get=get), layout=layout)
     seen = Followed(place, job())
     assert [seen.look_and_say().state for _ in range(4)] == ["running", "running", "queued", "running"]
-    assert capsys.readouterr().err == "Redis is away; waiting on\nRedis answers again\n"
+    assert capsys.readouterr().err == "Redis is away; waiting on\nRedis has it again\n"
+
+
+def test_a_job_that_redis_was_made_to_forget_is_followed_to_the_end_on_record(layout: Layout) -> None:
+    def get(id: str) -> Job:
+        raise NotFound(f"Redis has no job {id}")
+
+    place: Any = SimpleNamespace(store=SimpleNamespace(get=get), layout=layout)
+    followed = Followed(place, job())
+    assert (followed.look().state, followed.away) == ("running", f"Redis has no job {job().spec.id}")
+    record.write_outcome(layout, job().spec.id, Outcome(state=JobState.FINISHED, reason="finished"), 0)
+    assert followed.look().state == "finished"
 
 
 @pytest.mark.parametrize(
