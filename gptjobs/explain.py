@@ -155,10 +155,8 @@ def _waiting(job: Job, past: Past, queue: Queue) -> Explanation:
         because.append(f"{_times(ahead, 'job')} of higher or the same priority {_are(ahead)} ahead of it.")
     idle = [each.name for each in fitting if each.busy < len(each.slots)]
     if idle:
-        because.append(
-            f"{idle[0]} is idle and could take it: it does so at once; if the doorbell was lost, it rings again "
-            "within 10 s."
-        )
+        when = "takes them in that order" if ahead else "could take it, and does so at once"
+        because.append(f"{idle[0]} is idle and {when}; if the doorbell was lost, it rings again within 10 s.")
         return Explanation(because=tuple(because), next=(f"gptjobs logs -f {job.spec.id}",))
     slots = sum(len(each.slots) for each in fitting)
     because.append(

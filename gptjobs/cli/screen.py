@@ -1,6 +1,7 @@
 """The pictures that `gptjobs watch` shows: all jobs as a table, and one job. No line is wider than the terminal."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -183,7 +184,8 @@ def _table(jobs: Sequence[Job], width: int) -> list[Text]:
     def numbers(name: str, form: str) -> list[Text]:
         return [Text(output.number(each[name], form)) for each in shown]
 
-    names = [Text(name_of(each)) for each in jobs]
+    count = Counter(name_of(each) for each in jobs)
+    names = [Text(name_of(each) if count[name_of(each)] == 1 else each.spec.id) for each in jobs]
     for each in names:
         each.truncate(_NAME_COLUMNS, overflow="ellipsis")
     columns = [

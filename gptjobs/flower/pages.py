@@ -125,7 +125,8 @@ def facts(task: JobTask) -> list[tuple[str, str]]:
         ("Attempt", number(task.attempt, "")),
         ("Worker", words["worker"] or "–"),
     ]
-    return [*found, ("Reason", task.reason)] if task.reason else found
+    says_more = task.reason and task.reason != task.job_state
+    return [*found, ("Reason", task.reason)] if says_more else found
 
 
 def progress(task: JobTask) -> str:

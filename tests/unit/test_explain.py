@@ -104,7 +104,19 @@ def test_jobs_of_higher_priority_or_submitted_before_are_ahead_of_a_job_that_wai
 
 def test_a_job_waits_though_a_worker_is_idle():
     text, _ = told(job(JobState.QUEUED), queue=Queue(workers=[worker(busy=("x",)), worker("idle@b")]))
-    assert "idle@b is idle" in text and "within 10 s" in text
+    assert "idle@b is idle and could take it, and does so at once" in text and "within 10 s" in text
+
+
+def test_an_idle_worker_takes_the_jobs_ahead_first():
+    ahead = other("a1", JobState.QUEUED, priority=9)
+    text, _ = told(job(JobState.QUEUED), queue=Queue(jobs=[ahead], workers=[worker("idle@b")]))
+    assert "is ahead of it. idle@b is idle and takes them in that order" in " ".join(text.split())
+
+
+def test_without_the_storage_root_nothing_is_said_of_checkpoints_that_may_be_there():
+    text, made = told(job(JobState.CANCELLED, reason="cancelled"), Past(is_elsewhere=True))
+    assert "Its checkpoints lie in the storage root, which is not here." in text
+    assert made.next[-1] == "gptjobs submit resume --from 3f9a@last"
 
 
 def test_a_job_of_a_lost_worker_waits_again_and_goes_on_from_its_last_checkpoint():

@@ -163,6 +163,13 @@ def test_the_table_tells_of_workers_and_of_each_job() -> None:
     assert "encoding 40%" in lines[4]
 
 
+def test_jobs_of_one_name_are_told_apart_by_their_ids() -> None:
+    twins = [replace(waiting("twin"), spec=replace(waiting("twin").spec, id=id)) for id in ("3f9a01", "3f9a02")]
+    shown = plain(screen.all_jobs(SeenAll(jobs=[*twins, waiting("alone")]), 120, 24))
+    assert "3f9a01" in shown and "3f9a02" in shown and "alone" in shown
+    assert "twin" not in shown
+
+
 def test_only_the_newest_jobs_that_ended_are_shown() -> None:
     ended = [job(f"ended{number}", JobState.FINISHED) for number in range(20)]
     shown = plain(screen.all_jobs(SeenAll(jobs=ended), 120, 40))
