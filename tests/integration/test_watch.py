@@ -156,7 +156,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     eventually(lambda: any(age for id, age in connections().items() if id not in before))
     shown.press_ctrl_c()
     assert shown.end() == 130
-    back = "gptjobs wait owls" if arguments[0] == "wait" else "gptjobs watch owls"
+    back = "gptjobs wait owls" if arguments[0] == "wait" else f"gptjobs watch {job.id}"
     assert shown.text.rstrip().endswith(f"detached; nothing was stopped. To come back: {back}")
     assert job.store.get(job.id).state is JobState.RUNNING
 
@@ -286,7 +286,7 @@ def test_redis_away_for_a_while_is_said_and_waited_for(
         assert process.stderr.readline().endswith(b"refuses the password; waiting on\n")
     finally:
         job.store._redis.config_set("requirepass", "secret")
-    assert process.stderr.readline() == b"Redis answers again\n"
+    assert process.stderr.readline() == b"Redis has it again\n"
     job.store.cancel(job.id, "cancelled")
     assert process.wait(30) == 10
 
