@@ -12,7 +12,8 @@ setup: .venv/ready
 		{ echo "gptjobs needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || \
 		{ echo "no venv could be made; on Debian: apt-get install python3-venv"; exit 2; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@echo "installing into .venv; about a minute and a half"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	@touch $@
 
 demo: setup

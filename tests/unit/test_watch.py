@@ -70,7 +70,7 @@ def test_redis_away_for_several_looks_is_said_once(capsys: pytest.CaptureFixture
     place: Any = SimpleNamespace(store=SimpleNamespace(get=get), layout=layout)
     seen = Followed(place, job())
     assert [seen.look_and_say().state for _ in range(4)] == ["running", "running", "queued", "running"]
-    assert capsys.readouterr().err == "Redis is away; waiting on\nRedis has it again\n"
+    assert capsys.readouterr().err == "Redis is away; waiting on, Ctrl-C detaches\nRedis has it again\n"
 
 
 def test_a_job_that_redis_was_made_to_forget_is_followed_to_the_end_on_record(layout: Layout) -> None:
