@@ -63,7 +63,7 @@ def ring(app: Celery, spec: JobSpec, serial: int) -> None:
         "queue": spec.device,
         "priority": HIGHEST_PRIORITY - spec.priority,
         "retry": False,
-        "argsrepr": f"({spec.name or spec.id!r})",
+        "argsrepr": f"({spec.called!r})",
     }
     try:
         app.send_task(TASK, args=[spec.id, serial], **options)

@@ -80,7 +80,7 @@ def _finished(job: Job, past: Past) -> Explanation:
 
 def _ended_badly(job: Job, past: Past) -> Explanation:
     by = f" in attempt {job.attempt} on {job.worker}" if job.worker else ""
-    why = "" if job.reason in (None, job.state.value) else f": {job.reason}"
+    why = f": {job.why}" if job.why else ""
     because = [*_attempts(past), f"It {_ENDED[job.state]}{by}{why}.", _where_it_stands(job, past)]
     go_on = _go_on(job, past)
     if past.hint and past.hint not in go_on:

@@ -88,6 +88,11 @@ class JobSpec:
     submitted_at: float
     """seconds since the epoch, for people"""
 
+    @property
+    def called(self) -> str:
+        """What people call the job."""
+        return self.name or self.id
+
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self)
         record["overrides"] = {
@@ -151,6 +156,11 @@ class Job:
     reason: str | None
     progress: Mapping[str, Any]
     """the newest values of the trainer's lines, with `stage`"""
+
+    @property
+    def why(self) -> str | None:
+        """The reason, where it says more than the state."""
+        return None if self.reason == self.state.value else self.reason
 
     def to_dict(self) -> dict[str, Any]:
         """As `list --json` shows it."""

@@ -33,14 +33,14 @@ def summarise(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome) -> No
     metrics = put_together(layout, spec)
     durable.write(layout.summary_file(spec.id), _summary(layout, spec, plan, outcome, metrics).encode())
     if metrics:
-        picture.draw(layout.loss_picture(spec.id), {spec.name or spec.id: metrics})
+        picture.draw(layout.loss_picture(spec.id), {spec.called: metrics})
 
 
 def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metrics: list[dict[str, Any]]) -> str:
     evaluated = [each for each in metrics if each["val_loss"] is not None]
     settled = plan.settled
     last_step = metrics[-1]["step"] if metrics else settled.start_step
-    lines = [f"# Job {spec.name or spec.id}", ""]
+    lines = [f"# Job {spec.called}", ""]
     lines += [f"- id: {spec.id}", f"- {outcome}"]
     lines += [f"- steps {settled.start_step} → {last_step} (planned: {settled.end_step})"]
     if plan.parent:

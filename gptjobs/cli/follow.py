@@ -48,10 +48,6 @@ class Followed:
         return self.job
 
 
-def name_of(job: Job) -> str:
-    return job.spec.name or job.spec.id
-
-
 @contextmanager
 def detachable(back: str) -> Iterator[None]:
     """Ctrl-C leaves the jobs alone, says the command that comes `back` to them, and exits."""
@@ -65,9 +61,9 @@ def detachable(back: str) -> Iterator[None]:
 def exit_as(job: Job) -> None:
     """Raise the error whose exit code is the job's; nothing for a finished one."""
     if job.state is JobState.CANCELLED:
-        raise JobCancelled(f"job {name_of(job)} was cancelled")
+        raise JobCancelled(f"job {job.spec.called} was cancelled")
     if job.state is not JobState.FINISHED:
-        raise JobFailed(f"job {name_of(job)} {job.state}: {job.reason}", hint=f"gptjobs show {job.spec.id}")
+        raise JobFailed(f"job {job.spec.called} {job.state}: {job.reason}", hint=f"gptjobs show {job.spec.id}")
 
 
 def end_of_log(layout: Layout, job: str) -> list[str]:

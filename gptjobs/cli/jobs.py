@@ -115,8 +115,8 @@ def _show_facts(place: Place, job: Job) -> None:
     shown = job.to_dict()
     name = f" ({job.spec.name})" if job.spec.name else ""
     output.result(f"job {job.spec.id}{name}: {output.coloured(job.state)}")
-    if shown["reason"] not in (None, job.state.value):
-        output.result(f"  {shown['reason']}")
+    if job.why:
+        output.result(f"  {job.why}")
     outcome = record.read_outcome(place.layout, job.spec.id)
     if outcome and outcome.hint:
         output.result(f"  hint: {outcome.hint}")
@@ -186,7 +186,7 @@ def _no_log(place: Place, job: Job) -> str:
 
 
 def _and_why(job: Job) -> str:
-    return job.state.value if job.reason in (None, job.state.value) else f"{job.state}: {job.reason}"
+    return f"{job.state}: {job.why}" if job.why else job.state.value
 
 
 def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -> dict[str, int]:
@@ -225,8 +225,8 @@ def wait(place: Place, jobs: tuple[str, ...], timeout: float | None, as_json: bo
     if as_json:
         output.as_json({"jobs": [each.to_dict() for each in ended]})
     for job in ended if not as_json else ():
-        reason = "" if job.reason == job.state.value else f"  {job.reason}"
-        output.result(f"{job.spec.id}  {output.coloured(job.state)}{reason}")
+        why = f"  {job.why}" if job.why else ""
+        output.result(f"{job.spec.id}  {output.coloured(job.state)}{why}")
     for job in sorted(ended, key=lambda each: each.state is JobState.CANCELLED):
         exit_as(job)
 

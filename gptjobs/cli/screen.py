@@ -10,7 +10,6 @@ from rich.text import Text
 
 from gptjobs.cli import chart, output
 from gptjobs.cli.chart import FAINT
-from gptjobs.cli.follow import name_of
 from gptjobs.job import Job, JobState
 from gptjobs.progress import duration
 
@@ -77,12 +76,12 @@ def one_job(seen: Seen, width: int, height: int) -> list[Text]:
 def _head(seen: Seen, width: int) -> list[Text]:
     job, shown = seen.job, seen.job.to_dict()
     where = f"attempt {job.attempt} on {job.worker}, {shown['device']}" if job.worker else f"for {shown['device']}"
-    name = Text(name_of(job), style="bold")
+    name = Text(job.spec.called, style="bold")
     name.truncate(width // 2, overflow="ellipsis")
     title = Text.assemble(name, "  ", _state(job), "  ", (f"{job.spec.id}, {where}" if job.spec.name else where, FAINT))
     lines = [title, _bar_line(job, width)]
-    if seen.note or job.reason not in (None, job.state.value):
-        lines.append(Text(seen.note or f"{job.reason}", style="yellow"))
+    if note := seen.note or job.why:
+        lines.append(Text(note, style="yellow"))
     if shown["step"] is not None:
         lines += [_losses(shown, seen), _meters(shown, seen, width)]
     return [*lines, Text()]
@@ -184,8 +183,8 @@ def _table(jobs: Sequence[Job], width: int) -> list[Text]:
     def numbers(name: str, form: str) -> list[Text]:
         return [Text(output.number(each[name], form)) for each in shown]
 
-    count = Counter(name_of(each) for each in jobs)
-    names = [Text(name_of(each) if count[name_of(each)] == 1 else each.spec.id) for each in jobs]
+    count = Counter(each.spec.called for each in jobs)
+    names = [Text(each.spec.called if count[each.spec.called] == 1 else each.spec.id) for each in jobs]
     for each in names:
         each.truncate(_NAME_COLUMNS, overflow="ellipsis")
     columns = [

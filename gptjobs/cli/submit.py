@@ -281,7 +281,6 @@ def _print_result(spec: JobSpec, plan: Plan | None, parent: Checkpoint | None, o
         return
     output.result(spec.id)
     if not (options["quiet"] or options["follow"]):
-        name = spec.name or spec.id
-        output.say(f"queued. Next: gptjobs watch {name}")
-        output.say(f"              gptjobs show {name}")
-        output.say(f"              gptjobs wait {name}")
+        output.say(f"queued. Next: gptjobs watch {spec.called}")
+        output.say(f"              gptjobs show {spec.called}")
+        output.say(f"              gptjobs wait {spec.called}")

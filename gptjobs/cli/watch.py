@@ -11,7 +11,7 @@ import click
 
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_job
-from gptjobs.cli.follow import CTRL_C, Followed, detachable, end_of_log, exit_as, name_of
+from gptjobs.cli.follow import CTRL_C, Followed, detachable, end_of_log, exit_as
 from gptjobs.cli.place import Place, pass_place
 from gptjobs.errors import RedisUnreachable
 from gptjobs.history import History
@@ -146,8 +146,8 @@ def in_one_line(job: Job) -> str:
     """`plateau  running  step 1010/2000, train loss 2.5653, …`"""
     shown = job.to_dict()
     parts = [shown["stage"]] if shown["stage"] not in (None, "training") else []
-    if job.reason not in (None, job.state.value):
-        parts.append(job.reason)
+    if job.why:
+        parts.append(job.why)
     if shown["step"] is not None:
         parts.append(f"step {shown['step']}/{shown['end_step']}")
         parts.append(f"train loss {output.number(shown['train_loss'], '.4f')}")
@@ -157,7 +157,7 @@ def in_one_line(job: Job) -> str:
         parts.append(f"{output.number(shown['tokens_per_s'], ',.0f')} tokens/s")
     if shown["eta_s"] is not None:
         parts.append(f"{duration(shown['eta_s'])} left")
-    return f"{name_of(job)}  {job.state}  {', '.join(parts)}".rstrip()
+    return f"{job.spec.called}  {job.state}  {', '.join(parts)}".rstrip()
 
 
 class Sight:
