@@ -14,9 +14,10 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from gptjobs.errors import RedisUnreachable
-from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, Job, JobSpec, JobState, Outcome
+from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, Job, JobState, Outcome
 from gptjobs.settings import public
 
+App = Celery
 TASK = "gptjobs.train"
 QUEUES = (*DEVICES, ANY)
 logger = logging.getLogger(__name__)
@@ -56,17 +57,18 @@ def connect(redis_url: str) -> Celery:
     return app
 
 
-def ring(app: Celery, spec: JobSpec, serial: int) -> None:
+def ring(app: Celery, job: Job) -> None:
     """Tell the workers of the job's device that it waits. Ringing twice is harmless."""
+    spec = job.spec
     options: dict[str, Any] = {
         "task_id": spec.id,
         "queue": spec.device,
-        "priority": HIGHEST_PRIORITY - spec.priority,
+        "priority": HIGHEST_PRIORITY - job.priority,
         "retry": False,
         "argsrepr": f"({spec.called!r})",
     }
     try:
-        app.send_task(TASK, args=[spec.id, serial], **options)
+        app.send_task(TASK, args=[spec.id, job.serial], **options)
     except OperationalError as error:
         raise RedisUnreachable(
             f"Redis at {public(app.conf.broker_url)} cannot be reached: {error}",

@@ -1,31 +1,153 @@
-"""What users ask of jobs that are there: the one way in for the command line, workers and Flower."""
+"""What users ask of the queue and its jobs: the one way in for the command line, workers and Flower.
 
-from gptjobs import checkpoint, record
-from gptjobs.errors import NotFound
-from gptjobs.job import Job, JobState, Outcome
-from gptjobs.layout import Layout
+A request is in the storage root before Redis has it, where the root is here: losing Redis neither loses a job nor
+revives one.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+from gptjobs import __version__, broker, checkpoint, record
+from gptjobs.broker import App
+from gptjobs.config import Given
+from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
+from gptjobs.job import Job, JobSpec, JobState, Outcome
+from gptjobs.layout import Layout, new_job_id
 from gptjobs.store import Store
 
-_CANCELLED = "cancelled"
+_DONE = {"cancel": "cancelled", "pause": "paused", "unpause": "unpaused"}
 
 
-def cancel(store: Store, layout: Layout, job: Job) -> JobState:
-    """Stop a job, a running one after a checkpoint; returns its state after. Terminal ones stay as they are.
+def submit(store: Store, layout: Layout, app: App, spec: JobSpec) -> bool:
+    """Queue a job; False where it was submitted before, with the same id. Raises Refused where another request
+    has this id."""
+    is_first = layout.is_there and record.write_spec(layout, spec)
+    if layout.is_there:
+        _refuse_another(record.read_spec(layout, spec.id), spec)
+    try:
+        is_added = restore(store, layout, record.read_job(layout, spec.id)) if layout.is_there else store.submit(spec)
+    except RedisRefused:
+        if is_first:
+            record.forget(layout, spec.id)
+        raise
+    except RedisUnreachable as error:
+        raise RedisUnreachable(
+            f"{error.message}; job {spec.id} may be queued or not",
+            hint=f"gptjobs show {spec.id}, or gptjobs repair, once Redis answers" if layout.is_there else error.hint,
+        ) from error
+    if is_added:
+        with suppress(RedisUnreachable):  # an idle worker rings, once it answers
+            ring(store, app, spec.id)
+    else:
+        _refuse_another(store.get(spec.id).spec, spec)
+    return is_added and (is_first or not layout.is_there)
 
-    The request is in the storage root before Redis has it, where the root is here: losing Redis revives no job.
-    """
+
+def _refuse_another(there: JobSpec, spec: JobSpec) -> None:
+    if _asked_for(there) != _asked_for(spec):
+        raise Refused(
+            f"job {spec.id} was submitted with this idempotency key, and asks for something else",
+            hint=f"gptjobs show {spec.id}; another --idempotency-key for another job",
+        )
+
+
+def _asked_for(spec: JobSpec) -> tuple[object, ...]:
+    """What tells a request from another one: not when it was made, by which version, or from which checkpoint of a
+    job, as JOB@last moves on."""
+    parent = spec.parent and spec.parent.rpartition("@" if "@" in spec.parent else "/")[0]
+    return spec.kind, spec.name, dict(spec.overrides), parent, spec.device, spec.priority
+
+
+def restore(store: Store, layout: Layout, job: Job) -> bool:
+    """Put a job into Redis as it is on record; False where Redis has it."""
+    if job.state is JobState.CANCELLED:
+        _end_cancelled(layout, job.spec.id)
+    return store.restore(job)
+
+
+def ring(store: Store, app: App, job: str) -> None:
+    """Ring for a job that waits, with the serial that its record now has."""
+    found = store.get(job)
+    if found.state is JobState.QUEUED:
+        broker.ring(app, found)
+
+
+def retry(layout: Layout, job: Job, *, from_scratch: bool = False) -> JobSpec:
+    """A new request for the rest of a job that ended: from its last good checkpoint, as it was; without one, or
+    `from_scratch`, the same request again. Raises Refused for a job that goes on, or made all its steps."""
+    if not job.state.is_terminal:
+        raise Refused(f"job {job.spec.called} is {job.state}: it has not ended", hint=f"gptjobs explain {job.spec.id}")
+    again = replace(job.spec, id=new_job_id(), submitted_at=time.time(), version=__version__)
+    if from_scratch:
+        return again
+    if not layout.is_there:
+        raise NotFound("its checkpoints lie in the storage root, which is not here", hint="--root, or --from-scratch")
+    plan, written = record.read_plan(layout, job.spec.id), checkpoint.counting(layout, job.spec.id)
+    if plan is None or not written:
+        return again
+    left = plan.settled.end_step - written[-1].manifest.step
+    if left < 1 or job.state is JobState.FINISHED:
+        raise Refused(
+            f"job {job.spec.called} {job.state} at step {written[-1].manifest.step}",
+            hint=f"gptjobs submit resume --from {job.spec.id}@last --steps 1000, or gptjobs retry --from-scratch",
+        )
+    steps = {"steps": Given(left, "retry")}
+    return replace(again, kind="resume", parent=written[-1].name, overrides=steps)
+
+
+def cancel(store: Store, layout: Layout, job: Job, *, now: bool = False) -> JobState:
+    """Stop a job, a running one after a checkpoint unless `now`; returns its state after. Terminal ones stay as
+    they are."""
+    state = _ask(store, layout, job, "cancel", now=now)
+    if state is JobState.CANCELLED and layout.is_there:
+        _end_cancelled(layout, job.spec.id)
+    return state
+
+
+def pause(store: Store, layout: Layout, job: Job) -> JobState:
+    """Have a job wait until it is unpaused; a running one writes a checkpoint and frees its device first."""
+    return _ask(store, layout, job, "pause")
+
+
+def unpause(store: Store, layout: Layout, app: App, job: Job) -> JobState:
+    """Let a paused job go on, on any fitting device."""
+    if layout.is_there:
+        record.take_back(layout, job.spec.id, "pause")
+    state = store.ask("unpause", job.spec.id, "")
+    if state is JobState.QUEUED:
+        ring(store, app, job.spec.id)
+    return state
+
+
+def prioritize(store: Store, layout: Layout, app: App, job: Job, priority: int) -> None:
+    """Give a job another priority; a waiting one moves in the queue."""
+    if layout.is_there:
+        record.ask(layout, job.spec.id, "priority", priority)
+    if store.prioritize(job.spec.id, priority) is JobState.QUEUED:
+        ring(store, app, job.spec.id)
+
+
+def _ask(store: Store, layout: Layout, job: Job, request: str, *, now: bool = False) -> JobState:
+    id, done = job.spec.id, _DONE[request]
     if job.state.is_terminal:
         return job.state
-    id = job.spec.id
     if layout.is_there:
-        record.write_cancel_request(layout, id)
+        record.ask(layout, id, request, done)
     try:
-        state = store.cancel(id, _CANCELLED)
+        return store.ask(request, id, done, now=now)
+    except RedisUnreachable as error:
+        if not layout.is_there:
+            raise
+        raise RedisUnreachable(
+            f"{error.message}; the request is on record and heeded when the job is next taken", hint=error.hint
+        ) from error
     except NotFound:
         if not layout.is_there:
             raise
-        return JobState.CANCELLING  # Redis was flushed: whoever puts the job back heeds the request on record
-    if state is JobState.CANCELLED and layout.is_there:
-        outcome = Outcome(state=state, reason=_CANCELLED)
-        record.write_outcome(layout, id, outcome, checkpoint.latest_token(layout, id))
-    return state
+        return record.read_job(layout, id).state  # Redis was flushed: whoever puts the job back heeds the record
+
+
+def _end_cancelled(layout: Layout, job: str) -> None:
+    outcome = Outcome(state=JobState.CANCELLED, reason=_DONE["cancel"])
+    record.write_outcome(layout, job, outcome, checkpoint.latest_token(layout, job))

@@ -31,6 +31,14 @@ class Refused(GptjobsError):
     exit_code = 3
 
 
+class NoSpace(Refused):
+    """There is no space left."""
+
+
+class StorageAway(GptjobsError):
+    """The storage root does not work here."""
+
+
 class UnsafePickle(Refused):
     """The file is a pickle that names code to run."""
 
@@ -45,6 +53,10 @@ class RedisUnreachable(GptjobsError):
     """Redis does not answer."""
 
     exit_code = 5
+
+
+class RedisRefused(RedisUnreachable):
+    """Redis does not take the command: nothing was changed."""
 
 
 class NoWorker(GptjobsError):

@@ -60,7 +60,9 @@ def explain(job: Job, past: Past, queue: Queue, *, now: float) -> Explanation:
     if job.state.has_trainer:
         return _in_work(job, past, queue, now)
     if job.state is JobState.PAUSED:
-        return Explanation(because=("It was paused; nothing happens by itself.",), next=_go_on(job, past))
+        why = f": {job.why}" if job.why else ""
+        because = (f"It was paused{why}; nothing happens by itself.", _where_it_stands(job, past))
+        return Explanation(because=because, next=(f"gptjobs unpause {job.spec.id}", f"gptjobs cancel {job.spec.id}"))
     return _waiting(job, past, queue)
 
 
@@ -101,7 +103,7 @@ def _on_record_alone(job: Job, past: Past, missing: GptjobsError) -> Explanation
         "Redis was flushed, or is another one: a worker that still trains the job puts it back within seconds; else "
         "nothing happens by itself."
     )
-    return Explanation(because=tuple(because), next=_go_on(job, past))
+    return Explanation(because=tuple(because), next=("gptjobs repair",))
 
 
 def _in_work(job: Job, past: Past, queue: Queue, now: float) -> Explanation:
@@ -140,10 +142,7 @@ def _waiting(job: Job, past: Past, queue: Queue) -> Explanation:
     if job.attempt:
         because.append(f"It waits again after attempt {job.attempt}: {job.reason or 'lost'}.")
         because.append(_where_it_stands(job, past))
-    if job.fruitless:
-        because.append(
-            f"{_times(job.fruitless, 'attempt')} crashed without a new checkpoint; after {FRUITLESS_LIMIT} it fails."
-        )
+    because += _fruitless(job)
     device = job.spec.device
     fitting = [each for each in queue.workers if device in each.queues]
     if not queue.workers:
@@ -165,6 +164,17 @@ def _waiting(job: Job, past: Past, queue: Queue) -> Explanation:
     because += _busy_with(queue, fitting)
     start = "gptjobs worker start" + ("" if device == ANY else f" --device {device}")
     return Explanation(because=tuple(because), next=(f"gptjobs wait {job.spec.id}", f"{start}   # on one more host"))
+
+
+def _fruitless(job: Job) -> list[str]:
+    """What stands against trying again at once, or for ever."""
+    cause = job.cause
+    if cause is None or cause not in job.fruitless:
+        return []
+    times = f"{_times(job.fruitless[cause], 'attempt')} without a new checkpoint ended so ({cause})"
+    if cause.counts:
+        return [f"{times}; after {FRUITLESS_LIMIT} it fails."]
+    return [f"{times}; an idle worker takes it after it saw it wait for {job.backoff_s} s."] if job.backoff_s else []
 
 
 def _none_fits(job: Job, queue: Queue, because: list[str]) -> Explanation:
@@ -193,9 +203,9 @@ def _busy_with(queue: Queue, fitting: Sequence[Presence]) -> list[str]:
 def _ahead(job: Job, queue: Queue, fitting: Sequence[Presence]) -> int:
     """How many waiting jobs the fitting workers take before this one."""
     queues = {name for each in fitting for name in each.queues}
-    place = (-job.spec.priority, job.spec.submitted_at)
-    waiting = (each.spec for each in queue.jobs if each.state is JobState.QUEUED and each.spec.id != job.spec.id)
-    return sum(each.device in queues and (-each.priority, each.submitted_at) < place for each in waiting)
+    place = (-job.priority, job.spec.submitted_at)
+    waiting = (each for each in queue.jobs if each.state is JobState.QUEUED and each.spec.id != job.spec.id)
+    return sum(each.spec.device in queues and (-each.priority, each.spec.submitted_at) < place for each in waiting)
 
 
 def _attempts(past: Past) -> list[str]:
@@ -231,6 +241,9 @@ def _go_on(job: Job, past: Past) -> tuple[str, ...]:
     """The command that goes on from the job's checkpoints, or submits it again where it has none."""
     if past.is_elsewhere:
         return (f"gptjobs submit resume --from {job.spec.id}@{LAST}",)
+    if job.state in (JobState.FAILED, JobState.CANCELLED):
+        otherwise = () if past.checkpoints else (submit_command(job.spec),)
+        return (f"gptjobs retry {job.spec.id}", *otherwise)
     if not past.checkpoints:
         return (submit_command(job.spec),)
     best = LAST if checkpoint.best(past.checkpoints) is None else BEST
@@ -240,7 +253,7 @@ def _go_on(job: Job, past: Past) -> tuple[str, ...]:
     if job.state is JobState.DIVERGED:
         rate = past.checkpoints[-1].manifest.settled.train.learning_rate / 10
         return (f"{resume}{best} --learning-rate {rate:.3g}",)
-    return (f"{resume}{LAST}",)
+    return ()
 
 
 def submit_command(spec: JobSpec) -> str:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from gptjobs import __version__
 from gptjobs.config import Given, known
 from gptjobs.errors import Refused
 from gptjobs.layout import is_name
@@ -16,7 +17,10 @@ DEVICES = ("cuda", "mps", "cpu")
 HIGHEST_PRIORITY = 9
 DEFAULT_PRIORITY = 5
 FRUITLESS_LIMIT = 5
-"""crashes in a row without a new checkpoint, after which a job has failed"""
+"""attempts in a row without a new checkpoint that one cause in the trainer ended, after which a job has failed"""
+BACKOFF_S = 10
+"""the wait after the second loss in a row without a new checkpoint; each further one doubles it"""
+LONGEST_BACKOFF_S = 300
 
 
 class JobState(StrEnum):
@@ -68,6 +72,81 @@ def newest_values(record: Mapping[str, Any]) -> dict[str, Any]:
 TERMINAL = frozenset({JobState.FINISHED, JobState.DIVERGED, JobState.FAILED, JobState.CANCELLED})
 LEASED = frozenset({JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})
 
+WAYS: Mapping[str, Mapping[JobState, JobState]] = {
+    "claim": {JobState.QUEUED: JobState.RUNNING},
+    "pause": {JobState.QUEUED: JobState.PAUSED, JobState.RUNNING: JobState.PAUSING},
+    "unpause": {JobState.PAUSED: JobState.QUEUED, JobState.PAUSING: JobState.RUNNING},
+    "cancel": {
+        JobState.QUEUED: JobState.CANCELLED,
+        JobState.PAUSED: JobState.CANCELLED,
+        JobState.RUNNING: JobState.CANCELLING,
+        JobState.PAUSING: JobState.CANCELLING,
+    },
+    "release": {
+        JobState.RUNNING: JobState.QUEUED,
+        JobState.PAUSING: JobState.PAUSED,
+        JobState.CANCELLING: JobState.CANCELLED,
+    },
+    "hold": {
+        JobState.RUNNING: JobState.PAUSED,
+        JobState.PAUSING: JobState.PAUSED,
+        JobState.CANCELLING: JobState.CANCELLED,
+    },
+    **{
+        end.value: dict.fromkeys((JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING), end)
+        for end in (JobState.FINISHED, JobState.DIVERGED, JobState.FAILED, JobState.CANCELLED)
+    },
+}
+"""Every way from a state to another; from a terminal one there is none. A worker claims; users pause, unpause and
+cancel; an attempt's end releases its job (drained, crashed, its lease reaped), holds it (no space) or ends it."""
+
+
+class Cause(StrEnum):
+    """Why an attempt ended before its job did."""
+
+    OUT_OF_MEMORY = "out of memory"
+    ERROR = "error"
+    SIGNAL = "signal"
+    EXIT_CODE = "exit code"
+    HUNG = "hung"
+    LOST_HOST = "lost host"
+    KILLED = "killed"
+    """from outside"""
+    STORAGE = "storage"
+    NO_SPACE = "no space"
+    STOPPED = "stopped"
+    """with a checkpoint: drained, paused, cancelled"""
+    REFUSED = "refused"
+
+    @property
+    def backs_off(self) -> bool:
+        """Whether it lies outside the trainer: trying again helps, but not at once."""
+        return self in (Cause.LOST_HOST, Cause.KILLED, Cause.STORAGE)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it lies in the trainer, which is likely to meet it again."""
+        return self in (Cause.OUT_OF_MEMORY, Cause.ERROR, Cause.SIGNAL, Cause.EXIT_CODE, Cause.HUNG)
+
+
+Fruitless = Mapping[Cause, int]
+"""attempts since the last new checkpoint, by what ended them"""
+
+
+def count_fruitless(before: Fruitless, cause: Cause, *, wrote_checkpoint: bool) -> Fruitless:
+    """With one more attempt, which `cause` ended. A new checkpoint makes all before it forgotten."""
+    if wrote_checkpoint:
+        return {}
+    return {**before, cause: before.get(cause, 0) + 1} if cause.backs_off or cause.counts else before
+
+
+def backoff_s(cause: Cause | None, fruitless: Fruitless) -> int:
+    """How long a job waits before idle workers ring for it again; 0 after a first loss."""
+    losses = sum(count for each, count in fruitless.items() if each.backs_off)
+    if cause is None or not cause.backs_off or losses < 2:
+        return 0
+    return min(LONGEST_BACKOFF_S, BACKOFF_S << (losses - 2))
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
@@ -87,6 +166,10 @@ class JobSpec:
     priority: int = DEFAULT_PRIORITY
     submitted_at: float
     """seconds since the epoch, for people"""
+    version: str = field(default=__version__, compare=False)
+    """of the gptjobs that submitted it"""
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """fields of a later version, kept as they are"""
 
     @property
     def called(self) -> str:
@@ -98,11 +181,17 @@ class JobSpec:
         record["overrides"] = {
             name: {"value": given.value, "origin": given.origin} for name, given in self.overrides.items()
         }
-        return {"schema": SCHEMA, **record}
+        return {"schema": SCHEMA, **record.pop("unknown"), **record}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "JobSpec":
         """Raises Refused for what no client of this version asks: whoever reaches Redis can write a record."""
+        if record["schema"] > SCHEMA:
+            raise Refused(
+                f"job {plain(str(record['id']))} was submitted by gptjobs {plain(str(record.get('version')))}; "
+                f"{__version__} here cannot read it",
+                hint="update gptjobs on this host",
+            )
         for name in (record["id"], record.get("name")):
             if name is not None and not (isinstance(name, str) and is_name(name)):
                 raise Refused(f"{plain(repr(name))} is no name of a job")
@@ -114,28 +203,37 @@ class JobSpec:
         }
         if values.get("parent") is not None:
             values["parent"] = plain(values["parent"])
+        values["version"] = plain(str(record.get("version", "")))
+        values["unknown"] = {name: each for name, each in record.items() if name not in {*values, "schema"}}
         return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended: a terminal state and why."""
+    """How a job ended, a terminal state and why; or how an attempt did, after which its job is queued or paused."""
 
     state: JobState
     reason: str
     """finished, target, patience, cancelled, or the cause in words"""
     hint: str | None = None
+    cause: Cause | None = None
 
     def __str__(self) -> str:
         return self.state.value if self.reason == self.state.value else f"{self.state}: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, "state": self.state.value, "reason": self.reason, "hint": self.hint}
+        record = {"schema": SCHEMA, "state": self.state.value, "reason": self.reason, "hint": self.hint}
+        return {**record, "cause": self.cause and self.cause.value}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Outcome":
-        hint = record.get("hint")
-        return cls(state=JobState(record["state"]), reason=plain(record["reason"]), hint=plain(hint) if hint else None)
+        hint, cause = record.get("hint"), record.get("cause")
+        return cls(
+            state=JobState(record["state"]),
+            reason=plain(record["reason"]),
+            hint=plain(hint) if hint else None,
+            cause=Cause(cause) if cause in set(Cause) else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +247,20 @@ class Job:
     token: int
     beat: int
     attempt: int
-    fruitless: int
-    """attempts in a row that crashed without a new checkpoint"""
+    fruitless: Fruitless
+    priority: int
+    """that counts: the request's, or what it was changed to"""
     worker: str | None
     used_device: str | None
     reason: str | None
+    cause: Cause | None
+    """of the newest attempt's end, while the job goes on"""
     progress: Mapping[str, Any]
     """the newest values of the trainer's lines, with `stage`"""
+
+    @property
+    def backoff_s(self) -> int:
+        return backoff_s(self.cause, self.fruitless)
 
     @property
     def why(self) -> str | None:
@@ -172,7 +277,7 @@ class Job:
             "state": self.state.value,
             "outcome": self.reason if self.state.is_terminal else None,
             "device": self.used_device or self.spec.device,
-            "priority": self.spec.priority,
+            "priority": self.priority,
             "stage": newest.get("stage") if self.state.has_trainer else None,
             "done": newest.get("done") if self.state.has_trainer else None,
             "step": newest.get("step"),
@@ -188,5 +293,25 @@ class Job:
             "attempt": self.attempt,
             "worker": self.worker,
             "reason": self.reason,
+            "cause": self.cause.value if self.cause else None,
             "submitted_at": self.spec.submitted_at,
         }
+
+
+def new_job(spec: JobSpec) -> Job:
+    """A job that was just submitted."""
+    return Job(
+        spec=spec,
+        state=JobState.QUEUED,
+        serial=1,
+        token=0,
+        beat=0,
+        attempt=0,
+        fruitless={},
+        priority=spec.priority,
+        worker=None,
+        used_device=None,
+        reason=None,
+        cause=None,
+        progress={},
+    )

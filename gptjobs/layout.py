@@ -1,5 +1,6 @@
 """Every file name under the storage root, written and parsed. Names cross hosts, paths never do."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -20,6 +21,11 @@ _CHECKPOINT = re.compile(
 
 def new_job_id() -> str:
     return secrets.token_hex(JOB_ID_BYTES)
+
+
+def job_id_of_key(key: str) -> str:
+    """The id of the job that was submitted with this idempotency key, the same on every client."""
+    return hashlib.sha256(key.encode()).hexdigest()[: 2 * JOB_ID_BYTES]
 
 
 def is_name(text: str) -> bool:
@@ -128,8 +134,9 @@ class Layout:
     def outcome_file(self, job: str) -> Path:
         return self.outputs / job / "outcome.json"
 
-    def cancel_file(self, job: str) -> Path:
-        return self.outputs / job / "cancel.json"
+    def request_file(self, job: str, request: str) -> Path:
+        """What a user asked of a job since its submission: cancel, pause or priority."""
+        return self.outputs / job / f"{request}.json"
 
     def metrics_file(self, job: str) -> Path:
         return self.outputs / job / "metrics.jsonl"

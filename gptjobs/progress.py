@@ -56,7 +56,8 @@ class CheckpointWritten:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The trainer's last line, the truth about its outcome. `exit_code` is that of the error, if one."""
+    """The trainer's last line, the truth about its outcome. `exit_code` is that of the error, if one; `cause` is
+    a job.Cause where it failed."""
 
     kind: ClassVar[str] = "finished"
     outcome: TrainerOutcome
@@ -64,6 +65,7 @@ class Finished:
     reason: str | None = None
     hint: str | None = None
     exit_code: int = 0
+    cause: str | None = None
 
 
 Line = StageBegan | Progress | CheckpointWritten | Finished

@@ -1,32 +1,71 @@
-"""A job's record in the storage root: the request, a cancel request, attempts, the outcome.
+"""A job's record in the storage root: the job, what was asked of it since, attempts, the outcome.
 
 They are there before they are confirmed, so neither losing Redis nor `repair` loses or revives a job.
 """
 
 import json
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gptjobs import checkpoint, durable, history
 from gptjobs.checkpoint import Attempt, latest_token
 from gptjobs.config import Plan
-from gptjobs.job import SCHEMA, Job, JobSpec, JobState, Outcome
+from gptjobs.errors import Refused
+from gptjobs.job import SCHEMA, WAYS, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
 
 
-def write_request(layout: Layout, spec: JobSpec) -> None:
-    """`job.json`, unless it is there already."""
+def write_spec(layout: Layout, spec: JobSpec) -> bool:
+    """`job.json`; False where it is there already."""
     if layout.job_file(spec.id).exists():
-        return
+        return False
     layout.job_outputs(spec.id).mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
+    try:
         durable.create(layout.job_file(spec.id), durable.to_json(spec.to_dict()))
+    except FileExistsError:
+        return False
+    return True
 
 
-def write_cancel_request(layout: Layout, job: str) -> None:
+def forget(layout: Layout, job: str) -> None:
+    """Take back a `job.json` that was just written, of a job that nobody took."""
+    layout.job_file(job).unlink()
+    layout.job_outputs(job).rmdir()
+
+
+def read_spec(layout: Layout, job: str) -> JobSpec:
+    """Raises Refused for one that this version cannot read."""
+    path = layout.job_file(job)
+    try:
+        return JobSpec.from_dict(json.loads(path.read_bytes()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"{path} cannot be read: {error!r}") from error
+
+
+def ask(layout: Layout, job: str, request: str, value: Any = True) -> None:
+    """Write down that a user asks for it: cancel, pause (with a reason) or priority."""
     layout.job_outputs(job).mkdir(parents=True, exist_ok=True)
-    durable.write(layout.cancel_file(job), durable.to_json({"schema": SCHEMA}))
+    durable.write(layout.request_file(job, request), durable.to_json({"schema": SCHEMA, request: value}))
+
+
+def asked(layout: Layout, job: str, request: str) -> Any:
+    """What a user asked for, or None."""
+    try:
+        return json.loads(layout.request_file(job, request).read_bytes()).get(request, True)
+    except FileNotFoundError:
+        return None
+
+
+def with_requests(layout: Layout, job: str, state: JobState) -> JobState:
+    """The state that a job has from `state` on by what users asked for."""
+    for request in ("cancel", "pause"):
+        if asked(layout, job, request) is not None:
+            return WAYS[request].get(state, state)
+    return state
+
+
+def take_back(layout: Layout, job: str, request: str) -> None:
+    layout.request_file(job, request).unlink(missing_ok=True)
 
 
 def write_outcome(layout: Layout, job: str, outcome: Outcome, token: int) -> None:
@@ -78,22 +117,24 @@ def _read_attempt(layout: Layout, job: str, attempt: Attempt) -> PastAttempt:
 
 
 def read_job(layout: Layout, job: str) -> Job:
-    """The job as the storage root has it: ended, else as its newest attempt left it, else queued."""
-    spec = JobSpec.from_dict(json.loads(layout.job_file(job).read_bytes()))
+    """The job as the storage root has it: ended, else as its newest attempt left it and users want it since."""
+    spec = read_spec(layout, job)
     past = read_attempts(layout, job)
     newest = past[-1] if past else None
-    outcome = read_outcome(layout, job) or (newest and newest.ended)
-    state = JobState.RUNNING if newest else JobState.QUEUED
-    return Job(
-        spec=spec,
-        state=outcome.state if outcome else state,
-        serial=0,
+    outcome = read_outcome(layout, job)
+    left = outcome or (newest.ended if newest else None)
+    state = left.state if left else JobState.RUNNING if newest else JobState.QUEUED
+    state = with_requests(layout, job, JobState.QUEUED if state is JobState.PAUSED else state)
+    priority = asked(layout, job, "priority")
+    return replace(
+        new_job(spec),
+        state=state,
         token=newest.attempt.token if newest else 0,
-        beat=0,
         attempt=len(past),
-        fruitless=0,
+        priority=spec.priority if priority is None else priority,
         worker=newest.attempt.worker if newest else None,
         used_device=newest.attempt.device if newest else None,
-        reason=outcome.reason if outcome else None,
+        reason=asked(layout, job, "pause") if state is JobState.PAUSED else left.reason if left else None,
+        cause=left.cause if left and not outcome else None,
         progress=newest.progress if newest else {},
     )

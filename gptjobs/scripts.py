@@ -1,17 +1,26 @@
 """The Lua scripts of store.py, where the key schema stands: each is one atomic change of a job's record."""
 
-# KEYS: job, waiting, leased. ARGV: id, serial, floor, nonce, worker, device
-CLAIM = """
-if redis.call('HGET', KEYS[1], 'state') ~= 'queued' then return nil end
-if redis.call('HGET', KEYS[1], 'serial') ~= ARGV[2] then return nil end
-local token = math.max(tonumber(redis.call('HGET', KEYS[1], 'token')), tonumber(ARGV[3])) + 1
-local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
-redis.call('HSET', KEYS[1], 'state', 'running', 'token', token, 'nonce', ARGV[4], 'beat', 0,
-           'worker', ARGV[5], 'device', ARGV[6], 'reason', '')
+from collections.abc import Mapping
+
+from gptjobs.job import LEASED, TERMINAL, WAYS, JobState
+
+
+def _table(ways: Mapping[JobState, JobState]) -> str:
+    """A Lua table from state to state."""
+    return "({" + ", ".join(f"{before} = '{after}'" for before, after in ways.items()) + "})"
+
+
+# Takes KEYS[1], the job ARGV[1], from the state it was in to `after`; a queued one gets the serial of a new doorbell.
+_ENTER = """
+redis.call('HSET', KEYS[1], 'state', after)
 redis.call('SREM', KEYS[2], ARGV[1])
-redis.call('SADD', KEYS[3], ARGV[1])
-return {token, attempt}
+redis.call('SREM', KEYS[3], ARGV[1])
+if after == 'queued' then
+    redis.call('HINCRBY', KEYS[1], 'serial', 1)
+    redis.call('SADD', KEYS[2], ARGV[1])
 """
+_ENTER += "".join(f"elseif after == '{each}' then redis.call('SADD', KEYS[3], ARGV[1])\n" for each in sorted(LEASED))
+_ENTER += "end\n"
 
 # Whether ARGV[2], ARGV[3] (token, nonce) hold the lease of KEYS[1]; opens renew and finish.
 _HOLDER_ONLY = """
@@ -20,14 +29,17 @@ if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return 'fenced' end
 if redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[3] then return 'fenced' end
 """
 
-# Takes the job out of the leased ones, and rings anew if it is queued `after`; closes finish and reap.
-_LEAVE = """
-redis.call('SREM', KEYS[3], ARGV[1])
-if after == 'queued' then
-    redis.call('HINCRBY', KEYS[1], 'serial', 1)
-    redis.call('SADD', KEYS[2], ARGV[1])
-end
-return after
+# KEYS: job, waiting, leased. ARGV: id, serial, floor, nonce, worker, device
+CLAIM = f"""
+local after = {_table(WAYS["claim"])}[redis.call('HGET', KEYS[1], 'state')]
+if not after then return nil end
+if redis.call('HGET', KEYS[1], 'serial') ~= ARGV[2] then return nil end
+local token = math.max(tonumber(redis.call('HGET', KEYS[1], 'token')), tonumber(ARGV[3])) + 1
+local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
+redis.call('HSET', KEYS[1], 'token', token, 'nonce', ARGV[4], 'beat', 0, 'worker', ARGV[5], 'device', ARGV[6],
+           'reason', '', 'cause', '')
+{_ENTER}
+return {{token, attempt}}
 """
 
 # KEYS: job. ARGV: id, token, nonce, progress or ''
@@ -36,71 +48,76 @@ RENEW = (
     + """
 redis.call('HINCRBY', KEYS[1], 'beat', 1)
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[4]) end
-return redis.call('HGET', KEYS[1], 'state')
+return redis.call('HMGET', KEYS[1], 'state', 'now')
 """
 )
 
-# KEYS: job, waiting, leased. ARGV: id, token, nonce, state, reason, fruitless, progress or ''
+# KEYS: job, waiting, leased. ARGV: id, token, nonce, way, reason, cause, fruitless, progress or ''
 FINISH = (
     """
 local ended = redis.call('HGET', KEYS[1], 'ended')
 if ended and string.sub(ended, 1, #ARGV[3]) == ARGV[3] then return string.sub(ended, #ARGV[3] + 2) end
 """
     + _HOLDER_ONLY
-    + """
-local state, after, reason = redis.call('HGET', KEYS[1], 'state'), ARGV[4], ARGV[5]
-if state == 'cancelling' and (after == 'queued' or after == 'paused') then
-    after, reason = 'cancelled', 'cancelled'
-elseif state == 'pausing' and after == 'queued' then
-    after, reason = 'paused', 'paused'
-end
-redis.call('HSET', KEYS[1], 'state', after, 'reason', reason, 'fruitless', ARGV[6], 'nonce', '',
+    + "local ways = {"
+    + ", ".join(f"{way} = {_table(WAYS[way])}" for way in ("release", "hold", *sorted(TERMINAL)))
+    + "}\n"
+    + f"""
+local after, reason = ways[ARGV[4]][redis.call('HGET', KEYS[1], 'state')], ARGV[5]
+if ARGV[4] == 'release' and after ~= 'queued' then reason = after end
+redis.call('HSET', KEYS[1], 'reason', reason, 'cause', ARGV[6], 'fruitless', ARGV[7], 'nonce', '',
            'ended', ARGV[3] .. ' ' .. after)
-if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[7]) end
+if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[8]) end
+{_ENTER}
+return after
 """
-    + _LEAVE
 )
 
-# KEYS: job, waiting, leased. ARGV: id, token, beat, reason
-REAP = (
-    """
+# KEYS: job, waiting, leased. ARGV: id, token, beat, reason, cause, fruitless
+REAP = f"""
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return nil end
 if redis.call('HGET', KEYS[1], 'beat') ~= ARGV[3] then return nil end
-local state = redis.call('HGET', KEYS[1], 'state')
-local after = ({running = 'queued', cancelling = 'cancelled', pausing = 'paused'})[state]
+local after = {_table(WAYS["release"])}[redis.call('HGET', KEYS[1], 'state')]
 if not after then return nil end
 redis.call('HINCRBY', KEYS[1], 'token', 1)
-redis.call('HSET', KEYS[1], 'state', after, 'nonce', '', 'reason', ARGV[4])
-"""
-    + _LEAVE
-)
-
-# KEYS: job, waiting. ARGV: id, reason
-CANCEL = """
-local state = redis.call('HGET', KEYS[1], 'state')
-local after = ({queued = 'cancelled', paused = 'cancelled', running = 'cancelling', pausing = 'cancelling'})[state]
-if not after then return state end
-redis.call('HSET', KEYS[1], 'state', after, 'reason', ARGV[2])
-redis.call('SREM', KEYS[2], ARGV[1])
+redis.call('HSET', KEYS[1], 'nonce', '', 'reason', after == 'queued' and ARGV[4] or after, 'cause', ARGV[5],
+           'fruitless', ARGV[6])
+{_ENTER}
 return after
 """
 
-# KEYS: job, jobs, waiting. ARGV: id, submitted_at, spec
-SUBMIT = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'spec', ARGV[3], 'state', 'queued', 'serial', 1, 'token', 0, 'nonce', '',
-           'beat', 0, 'attempt', 0, 'fruitless', 0)
-redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-redis.call('SADD', KEYS[3], ARGV[1])
-return 1
+
+def _ask(way: str) -> str:
+    """What a user asks of a job. KEYS: job, waiting, leased. ARGV: id, reason, now ('' or '1')"""
+    return f"""
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return nil end
+local after = {_table(WAYS[way])}[state] or state
+if after == 'cancelling' and ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'now', ARGV[3]) end
+if after == state then return state end
+redis.call('HSET', KEYS[1], 'reason', ARGV[2], 'cause', '', 'fruitless', '{{}}')
+{_ENTER}
+return after
 """
 
-# KEYS: job, jobs, leased. ARGV: id, submitted_at, spec, token, nonce, worker, device, state
-PUT_BACK = """
+
+ASK = {way: _ask(way) for way in ("cancel", "pause", "unpause")}
+
+# KEYS: job. ARGV: id, priority
+PRIORITIZE = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return nil end
+redis.call('HSET', KEYS[1], 'priority', ARGV[2])
+if state == 'queued' then redis.call('HINCRBY', KEYS[1], 'serial', 1) end
+return state
+"""
+
+# A record where none is. KEYS: job, waiting, leased, jobs. ARGV: id, submitted_at, state, then names and values
+ADD = f"""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'spec', ARGV[3], 'state', ARGV[8], 'serial', 1, 'token', ARGV[4],
-           'nonce', ARGV[5], 'beat', 0, 'attempt', 1, 'fruitless', 0, 'worker', ARGV[6], 'device', ARGV[7])
-redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-redis.call('SADD', KEYS[3], ARGV[1])
+redis.call('HSET', KEYS[1], 'serial', 0, 'beat', 0, 'fruitless', '{{}}', unpack(ARGV, 4))
+redis.call('ZADD', KEYS[4], ARGV[2], ARGV[1])
+local after = ARGV[3]
+{_ENTER}
 return 1
 """

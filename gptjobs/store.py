@@ -10,14 +10,18 @@ Key schema
                                   attempt    attempts so far
                                   ended      nonce and state of the newest attempt that ended: said again, it
                                              is answered again
-                                  fruitless  crashed attempts in a row without a new checkpoint
+                                  cause      of the newest attempt's end, while the job goes on
+                                  fruitless  attempts since the last new checkpoint, by their cause, JSON
                                   worker, device   of the newest attempt
                                   reason     why it is in its state
+                                  priority   where it was changed after submission
+                                  now        1 where a cancelling job is not to write a checkpoint
                                   progress   the newest values of the trainer's lines, JSON
     gptjobs:jobs          zset    id by the time of its submission, for lists
     gptjobs:waiting       set     ids that are queued
     gptjobs:leased        set     ids that are running, pausing or cancelling
     gptjobs:worker:<name> string  what a worker offers, JSON; expires when the worker is gone
+    gptjobs:asked:<name>  string  drain or stop, for that worker; expires when nobody heard it
 
 Nothing here is decided by a clock. A worker's key expires, but that is for people.
 """
@@ -35,8 +39,8 @@ from redis.retry import Retry
 
 from gptjobs import scripts
 from gptjobs.config import known
-from gptjobs.errors import NotFound, RedisUnreachable, Refused
-from gptjobs.job import Job, JobSpec, JobState, Outcome, newest_values, plain
+from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
+from gptjobs.job import Cause, Fruitless, Job, JobSpec, JobState, Outcome, new_job, newest_values, plain
 from gptjobs.reference import Known, pick
 from gptjobs.settings import public
 
@@ -45,9 +49,12 @@ JOBS = "gptjobs:jobs"
 WAITING = "gptjobs:waiting"
 LEASED = "gptjobs:leased"
 WORKER = "gptjobs:worker:"
+ASKED = "gptjobs:asked:"
 
 CLIENT_TIMEOUT_S = 5.0
 LEASE_TIMEOUT_S = 2.0
+LEASE_TTL_S = 10.0
+"""A beat that has not grown for so long is a dead holder's."""
 WORKER_PRESENCE_S = 15
 _BATCH = 500
 
@@ -64,11 +71,12 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class Presence:
-    """What a worker offers. `slots` are devices, `busy` of them in use."""
+    """What a worker offers. `slots` are devices, `busy` of them in use; `schema` the newest job that it can read."""
 
     name: str
     host: str
     version: str
+    schema: int = 1
     queues: list[str]
     slots: list[str]
     busy: int
@@ -127,11 +135,9 @@ class Store:
     def _unreachable(self, error: Exception) -> Exception:
         at = f"Redis at {public(self._url)}"
         if isinstance(error, redis.AuthenticationError) or "NOAUTH" in str(error):
-            return RedisUnreachable(
-                f"{at} refuses the password", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:PORT/0"
-            )
+            return RedisRefused(f"{at} refuses the password", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:PORT/0")
         if isinstance(error, redis.ResponseError):
-            return RedisUnreachable(f"{at} does not take the command: {error}", hint="see GPTJOBS_REDIS_URL")
+            return RedisRefused(f"{at} does not take the command: {error}", hint="see GPTJOBS_REDIS_URL")
         return RedisUnreachable(
             f"{at} does not answer: {error}",
             hint="gptjobs up starts one, in the storage root (--root); GPTJOBS_REDIS_URL names another",
@@ -163,15 +169,28 @@ class Store:
 
     def submit(self, spec: JobSpec) -> bool:
         """Record a queued job; False where the id is there already."""
-        return bool(
-            self._run(
-                scripts.SUBMIT,
-                [JOB + spec.id, JOBS, WAITING],
-                spec.id,
-                spec.submitted_at,
-                _json(spec.to_dict()),
-            )
-        )
+        return self.restore(new_job(spec))
+
+    def restore(self, job: Job) -> bool:
+        """Record a job as the storage root has it; False where the id is there already."""
+        return self._add(job)
+
+    def _add(self, job: Job, nonce: str = "") -> bool:
+        values: dict[str, Any] = {
+            "spec": _json(job.spec.to_dict()),
+            "nonce": nonce,
+            "token": job.token,
+            "attempt": job.attempt,
+            "worker": job.worker or "",
+            "device": job.used_device or "",
+            "reason": job.reason or "",
+            "cause": job.cause or "",
+            "priority": job.priority,
+            "progress": _json(job.progress),
+        }
+        pairs = [each for pair in values.items() for each in pair]
+        keys = [JOB + job.spec.id, WAITING, LEASED, JOBS]
+        return bool(self._run(scripts.ADD, keys, job.spec.id, job.spec.submitted_at, job.state.value, *pairs))
 
     def get(self, job: str) -> Job:
         with self._reaching():
@@ -226,12 +245,28 @@ class Store:
                 jobs.append(_job(record))
         return jobs
 
-    def cancel(self, job: str, reason: str) -> JobState:
-        """Ask for it; returns the state after. Terminal states stay as they are."""
-        state = self._run(scripts.CANCEL, [JOB + job, WAITING], job, reason)
+    def ask(self, way: str, job: str, reason: str, *, now: bool = False) -> JobState:
+        """Cancel, pause or unpause a job; returns the state after, which is that before where no such way leads on.
+        Cancelled `now`, a trainer is killed without a checkpoint."""
+        return self._known(job, self._run(scripts.ASK[way], [JOB + job, WAITING, LEASED], job, reason, "1" * now))
+
+    def prioritize(self, job: str, priority: int) -> JobState:
+        """Give a job another priority; a waiting one needs a new doorbell then."""
+        return self._known(job, self._run(scripts.PRIORITIZE, [JOB + job], job, priority))
+
+    def _known(self, job: str, state: str | None) -> JobState:
         if state is None:
-            raise NotFound(f"Redis has no job {job}", hint="gptjobs list")
+            raise NotFound(f"Redis has no job {job}", hint="gptjobs repair, if Redis was flushed; gptjobs list")
         return JobState(state)
+
+    def ask_worker(self, worker: str, what: str) -> None:
+        with self._reaching():
+            self._redis.set(ASKED + worker, what, ex=WORKER_PRESENCE_S)
+
+    def asked_of_worker(self, worker: str) -> str | None:
+        """What it was asked for since the last time."""
+        with self._reaching():
+            return cast(str | None, self._redis.getdel(ASKED + worker))
 
     def announce(self, presence: Presence) -> None:
         with self._reaching():
@@ -269,12 +304,16 @@ class LeaseStore(Store):
             return None
         return Lease(job=job, token=int(answer[0]), nonce=nonce, attempt=int(answer[1]))
 
-    def renew(self, lease: Lease, progress: Mapping[str, Any] | None) -> JobState:
-        """One beat more. Returns the job's state, in which requests arrive: pausing, cancelling."""
+    def renew(self, lease: Lease, progress: Mapping[str, Any] | None) -> tuple[JobState, bool]:
+        """One beat more. Returns the job's state, in which requests arrive (pausing, cancelling), and whether the
+        trainer is to end at once."""
         answer = self._run(scripts.RENEW, [JOB + lease.job], lease.job, lease.token, lease.nonce, _json(progress))
-        return _held(answer)
+        state, now = _held(answer)
+        return JobState(state), bool(now)
 
-    def finish(self, lease: Lease, outcome: Outcome, *, fruitless: int, progress: Mapping[str, Any] | None) -> JobState:
+    def finish(
+        self, lease: Lease, outcome: Outcome, *, fruitless: Fruitless, progress: Mapping[str, Any] | None
+    ) -> JobState:
         """The end of an attempt: a terminal state, paused, or queued again. Returns the state after, in which a
         request that came meanwhile is heeded."""
         answer = self._run(
@@ -283,34 +322,32 @@ class LeaseStore(Store):
             lease.job,
             lease.token,
             lease.nonce,
-            outcome.state.value,
+            {JobState.QUEUED: "release", JobState.PAUSED: "hold"}.get(outcome.state, outcome.state.value),
             outcome.reason,
-            fruitless,
+            outcome.cause or "",
+            _json(fruitless),
             _json(progress),
         )
-        return _held(answer)
+        return JobState(_held(answer))
 
-    def reap(self, job: Job, reason: str) -> JobState | None:
+    def reap(self, job: Job, reason: str, fruitless: Fruitless) -> JobState | None:
         """Take a dead holder's lease away; None where its token or beat is not as `job` has them."""
-        answer = self._run(scripts.REAP, [JOB + job.spec.id, WAITING, LEASED], job.spec.id, job.token, job.beat, reason)
+        answer = self._run(
+            scripts.REAP,
+            [JOB + job.spec.id, WAITING, LEASED],
+            job.spec.id,
+            job.token,
+            job.beat,
+            reason,
+            Cause.LOST_HOST.value,
+            _json(fruitless),
+        )
         return None if answer is None else JobState(answer)
 
-    def put_back(self, spec: JobSpec, lease: Lease, state: JobState, worker: str, device: str) -> bool:
+    def put_back(self, job: Job, lease: Lease, worker: str, device: str) -> bool:
         """After a flush, the record of a job whose holder still trains it; False where there is one."""
-        return bool(
-            self._run(
-                scripts.PUT_BACK,
-                [JOB + spec.id, JOBS, LEASED],
-                spec.id,
-                spec.submitted_at,
-                _json(spec.to_dict()),
-                lease.token,
-                lease.nonce,
-                worker,
-                device,
-                state.value,
-            )
-        )
+        held = replace(job, token=lease.token, attempt=lease.attempt, worker=worker, used_device=device)
+        return self._add(held, nonce=lease.nonce)
 
 
 def _presence(record: Mapping[str, Any]) -> Presence:
@@ -320,38 +357,45 @@ def _presence(record: Mapping[str, Any]) -> Presence:
     words = [made.name, made.host, made.version, *(each for some in lists for each in some)]
     if not all(isinstance(each, str) and each.isprintable() for each in words):
         raise ValueError("a worker's record with other than words in it")
-    return replace(made, busy=int(made.busy), started_at=float(made.started_at))
+    return replace(made, schema=int(made.schema), busy=int(made.busy), started_at=float(made.started_at))
 
 
-def _held(answer: str) -> JobState:
+def _held(answer: Any) -> Any:
+    """The answer of a script for the lease's holder; raises Fenced for anyone else."""
     if answer == "fenced":
         raise Fenced
     if answer == "missing":
         raise RecordMissing
-    return JobState(answer)
+    return answer
 
 
-def _json(value: Mapping[str, Any] | None) -> str:
+def _json(value: Mapping[Any, Any] | None) -> str:
     return "" if value is None else json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _fruitless(record: str) -> Fruitless:
+    counts = json.loads(record)
+    return {Cause(name): int(count) for name, count in counts.items() if name in set(Cause)}
 
 
 def _job(record: Mapping[str, str]) -> Job:
     """Raises Refused for a record that this version cannot read."""
     try:
         spec = json.loads(record["spec"])
-        if spec["schema"] > 1:
-            raise Refused(f"job {spec['id']} was submitted by a newer gptjobs", hint="update gptjobs here")
+        request = JobSpec.from_dict(spec)
         return Job(
-            spec=JobSpec.from_dict(spec),
+            spec=request,
             state=JobState(record["state"]),
             serial=int(record["serial"]),
             token=int(record["token"]),
             beat=int(record["beat"]),
             attempt=int(record["attempt"]),
-            fruitless=int(record["fruitless"]),
+            fruitless=_fruitless(record["fruitless"]),
+            priority=int(record.get("priority", request.priority)),
             worker=plain(record.get("worker", "")) or None,
             used_device=plain(record.get("device", "")) or None,
             reason=plain(record.get("reason", "")) or None,
+            cause=Cause(record["cause"]) if record.get("cause") in set(Cause) else None,
             progress=newest_values(json.loads(record.get("progress") or "{}")),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,6 +1,6 @@
 """`python -m worker`: one Celery process a host, a thread a slot.
 
-A first SIGTERM drains: running jobs checkpoint and go back to the queue.
+A first SIGTERM drains: running jobs checkpoint and go back to the queue. A second one does not wait for that.
 """
 
 import argparse
@@ -21,11 +21,13 @@ from gptjobs import broker, settings
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from gptjobs.store import LeaseStore, Unreachable
+from worker.child import SECOND_REQUEST
 from worker.host import this_host
 from worker.rescue import Rescue
 from worker.tasks import Station, register
 
-CTRL_C = 130
+AT_ONCE_S = 5.0
+"""for a worker that was told to stop at once, before it ends without telling Redis"""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -53,9 +55,19 @@ def main() -> int:
     station = Station(host=host, layout=layout, store=store, app=broker.connect(where.redis_url))
     register(station)
 
+    def stop_at_once(*signalled: object) -> None:
+        """Trainers are killed; their jobs go back to the queue as of their last checkpoints. Redis may be away."""
+        station.drain.at_once.set()
+        limit = threading.Timer(AT_ONCE_S, os._exit, (SECOND_REQUEST,))
+        limit.daemon = True
+        limit.start()
+
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def drain(**event: object) -> None:
-        station.draining.set()
+        station.drain.set()
+        signal.signal(signal.SIGTERM, stop_at_once)
+        if station.drain.at_once.is_set():
+            stop_at_once()
 
     @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
     def take_ctrl_c(**event: object) -> None:
@@ -110,8 +122,7 @@ def _free_name(name: str, store: LeaseStore) -> str:
 
 
 def _drain_at_ctrl_c(number: int, frame: FrameType | None) -> None:
-    """A first one drains, as SIGTERM does; a second one is immediate, and the leash ends the trainers."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(CTRL_C))
+    """As SIGTERM: a first one drains, a second one is immediate."""
     logging.info("stopping: running jobs write a checkpoint and go back to the queue; again stops at once")
     os.kill(os.getpid(), signal.SIGTERM)
 

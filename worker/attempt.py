@@ -2,23 +2,22 @@
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from gptjobs import adoption, checkpoint, durable, planning, record
 from gptjobs.config import Plan
 from gptjobs.data import tokens
 from gptjobs.errors import GptjobsError, NotFound
-from gptjobs.job import FRUITLESS_LIMIT, Job, JobState, Outcome
+from gptjobs.job import FRUITLESS_LIMIT, Cause, Fruitless, Job, JobState, Outcome, count_fruitless
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Line, Progress, StageBegan
 from worker import outputs
 from worker.lease import HeldLease
-from worker.supervisor import Ended, Supervisor, encoder_command, trainer_command
+from worker.supervisor import Drain, Ended, Supervisor, encoder_command, trainer_command
 
 STORAGE_PAUSE_S = 10.0
 
@@ -30,17 +29,15 @@ class Verdict:
     """How an attempt ended for its job: terminal, paused, or queued again."""
 
     outcome: Outcome
-    fruitless: int = 0
+    fruitless: Fruitless = field(default_factory=dict)
 
 
 class Attempt:
     """Runs in the task's thread, under a held lease."""
 
-    def __init__(
-        self, layout: Layout, job: Job, held: HeldLease, worker: str, device: str, draining: threading.Event
-    ) -> None:
+    def __init__(self, layout: Layout, job: Job, held: HeldLease, worker: str, device: str, drain: Drain) -> None:
         self._layout, self._job, self._spec, self._held = layout, job, job.spec, held
-        self._worker, self._device, self._draining = worker, device, draining
+        self._worker, self._device, self._drain = worker, device, drain
 
     def run(self) -> Verdict:
         """Train the job as far as it goes, and say how that ended."""
@@ -48,18 +45,19 @@ class Attempt:
             return self._run()
         except OSError as error:
             logger.exception("job %s: the storage root does not work", self._spec.id)
-            self._draining.wait(STORAGE_PAUSE_S)
-            outcome = Outcome(state=JobState.QUEUED, reason=f"the storage root does not work: {error}")
-            return Verdict(outcome=outcome, fruitless=self._job.fruitless)
+            self._drain.wait(STORAGE_PAUSE_S)
+            reason = f"the storage root does not work on {self._worker}: {error}"
+            return self._again(Cause.STORAGE, reason, wrote_checkpoint=False)
 
     def _run(self) -> Verdict:
         layout, spec, plan = self._layout, self._spec, None
-        record.write_request(layout, spec)
+        record.write_spec(layout, spec)
         ended_before = record.read_outcome(layout, spec.id)
         if ended_before is not None:
             return Verdict(outcome=ended_before)
-        if layout.cancel_file(spec.id).exists():
-            verdict = Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
+        asked_for = record.with_requests(layout, spec.id, JobState.QUEUED)
+        if asked_for is not JobState.QUEUED:
+            verdict = Verdict(outcome=Outcome(state=asked_for, reason=asked_for.value))
         else:
             try:
                 plan = self._settled_plan()
@@ -114,7 +112,7 @@ class Attempt:
                 f"the data {plan.settled.train.data} is gone from the storage root", hint="put it back there"
             )
         command = encoder_command(self._layout.config_file(plan.job), source)
-        ended = Supervisor(command, log, self._held, self._draining, self._show).run()
+        ended = Supervisor(command, log, self._held, self._drain, self._show).run()
         is_done = ended.finished is not None and ended.finished.outcome == "finished"
         return None if is_done else ended
 
@@ -132,7 +130,7 @@ class Attempt:
                 except OSError as error:
                     logger.warning("job %s: a line was not kept: %s", plan.job, error)
 
-            return Supervisor(command, log, self._held, self._draining, keep).run()
+            return Supervisor(command, log, self._held, self._drain, keep).run()
 
     def _show(self, line: Line, text: str) -> None:
         """Let the lease's next renewal carry what the line says."""
@@ -146,7 +144,7 @@ class Attempt:
 
     def _verdict(self, ended: Ended) -> Verdict:
         """What the attempt's end means for the job."""
-        finished, fruitless = ended.finished, 0 if ended.wrote_checkpoint else self._job.fruitless + 1
+        finished = ended.finished
         if finished is not None and finished.outcome in ("finished", "target", "patience"):
             reason = finished.reason or finished.outcome
             return Verdict(outcome=Outcome(state=JobState.FINISHED, reason=reason))
@@ -155,16 +153,21 @@ class Attempt:
             return Verdict(outcome=Outcome(state=JobState.DIVERGED, reason=reason, hint=finished.hint))
         if self._held.state is JobState.CANCELLING:
             return Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
-        if self._held.state is JobState.PAUSING:
-            return Verdict(outcome=Outcome(state=JobState.PAUSED, reason="paused"))
-        if finished is not None and finished.outcome == "stopped":
-            return Verdict(outcome=Outcome(state=JobState.QUEUED, reason=f"{self._worker} stopped"))
-        cause = finished.reason if finished is not None and finished.reason else ended.cause
-        refused = finished is not None and finished.exit_code > 1
-        if refused or fruitless >= FRUITLESS_LIMIT:
-            hint = finished.hint if finished is not None else f"gptjobs logs {self._spec.id}"
-            return Verdict(outcome=Outcome(state=JobState.FAILED, reason=cause, hint=hint))
-        return Verdict(outcome=Outcome(state=JobState.QUEUED, reason=cause), fruitless=fruitless)
+        hint = finished.hint if finished is not None else f"gptjobs logs {self._spec.id}"
+        if ended.cause is Cause.REFUSED:
+            return Verdict(outcome=Outcome(state=JobState.FAILED, reason=ended.words, hint=hint, cause=ended.cause))
+        if ended.cause is Cause.STOPPED:
+            words = f"{self._worker} stopped" if self._drain.is_set() else ended.words
+            return self._again(ended.cause, words, wrote_checkpoint=ended.wrote_checkpoint)
+        return self._again(ended.cause, ended.words, wrote_checkpoint=ended.wrote_checkpoint, hint=hint)
+
+    def _again(self, cause: Cause, reason: str, *, wrote_checkpoint: bool, hint: str | None = None) -> Verdict:
+        """The job is to be tried again, unless the same cause in the trainer has ended too many attempts in a row."""
+        fruitless = count_fruitless(self._job.fruitless, cause, wrote_checkpoint=wrote_checkpoint)
+        is_over = cause.counts and fruitless.get(cause, 0) >= FRUITLESS_LIMIT
+        state = JobState.FAILED if is_over else JobState.QUEUED
+        outcome = Outcome(state=state, reason=reason, hint=hint if is_over else None, cause=cause)
+        return Verdict(outcome=outcome, fruitless=fruitless)
 
     def _write_down(self, plan: Plan | None, outcome: Outcome) -> None:
         """How the attempt ended, in the root before Redis hears of it; at the job's end also a summary."""

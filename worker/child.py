@@ -16,7 +16,8 @@ from gptjobs import progress
 LEASH_POLL_S = 1.0
 LEASH_POLLS = 60
 SAME_REQUEST_S = 2.0
-_TERMINATED = 128 + signal.SIGTERM
+SECOND_REQUEST = 128 + signal.SIGTERM
+"""the exit code after one"""
 
 
 class Stop:
@@ -31,7 +32,7 @@ class Stop:
         if not self.requested:
             self.requested, self._first_at = True, time.monotonic()
         elif time.monotonic() - self._first_at > SAME_REQUEST_S:
-            os._exit(_TERMINATED)
+            os._exit(SECOND_REQUEST)
 
     def listen(self) -> "Stop":
         signal.signal(signal.SIGTERM, self._on_signal)

@@ -7,13 +7,16 @@ import platform
 import shutil
 import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from gptjobs.errors import UsageError
 from gptjobs.job import ANY, DEVICES
 from gptjobs.layout import is_name
 
 _NVIDIA_SMI_LIMIT_S = 20
+_OOM_COUNTERS = ((Path("/proc/vmstat"), "oom_kill"), (Path("/sys/fs/cgroup/memory.events"), "oom_kill"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,17 @@ def cuda_devices() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for lack of memory, in this container or on this host; 0 where it does
+    not tell."""
+    for path, name in _OOM_COUNTERS:
+        with suppress(OSError):
+            for line in path.read_text().splitlines():
+                if line.split()[0] == name:
+                    return int(line.split()[1])
+    return 0
 
 
 if __name__ == "__main__":

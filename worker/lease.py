@@ -4,10 +4,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from gptjobs import checkpoint
-from gptjobs.job import JobSpec, JobState, Outcome
+from gptjobs import checkpoint, record
+from gptjobs.job import Fruitless, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.store import Fenced, Lease, LeaseStore, RecordMissing, Unreachable
 
@@ -24,8 +25,8 @@ Publish = Callable[[JobState, Mapping[str, Any]], None]
 
 
 class HeldLease:
-    """`state` is what Redis last said: requests to pause or cancel arrive in it. Once `lost`, nothing of this
-    attempt counts."""
+    """`state` is what Redis last said: requests to pause or cancel arrive in it, that to cancel at once in
+    `is_to_end_now`. Once `lost`, nothing of this attempt counts."""
 
     def __init__(
         self, store: LeaseStore, lease: Lease, spec: JobSpec, layout: Layout, worker: str, device: str,
@@ -38,6 +39,7 @@ class HeldLease:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {spec.id}", daemon=True)
         self.state = JobState.RUNNING
+        self.is_to_end_now = False
         self.lost = False
 
     def __enter__(self) -> "HeldLease":
@@ -92,7 +94,7 @@ class HeldLease:
 
     def _beat(self, progress: Mapping[str, Any]) -> None:
         try:
-            self.state = self._store.renew(self.lease, progress)
+            self.state, self.is_to_end_now = self._store.renew(self.lease, progress)
         except RecordMissing:
             self._put_back()
 
@@ -101,8 +103,9 @@ class HeldLease:
         job = self._spec.id
         if checkpoint.latest_token(self._layout, job) != self.lease.token:
             raise Fenced
-        state = JobState.CANCELLING if self._layout.cancel_file(job).exists() else JobState.RUNNING
-        if self._store.put_back(self._spec, self.lease, state, self._worker, self._device):
+        state = record.with_requests(self._layout, job, JobState.RUNNING)
+        found = replace(record.read_job(self._layout, job), state=state)
+        if self._store.put_back(found, self.lease, self._worker, self._device):
             logger.warning("job %s was missing in Redis; its record is back", job)
 
     def _note_offline(self, error: Unreachable) -> None:
@@ -119,7 +122,7 @@ class HeldLease:
             logger.info("Redis answers again; job %s is still ours", self._spec.id)
             self._offline_since = None
 
-    def finish(self, outcome: Outcome, *, fruitless: int, draining: threading.Event) -> JobState | None:
+    def finish(self, outcome: Outcome, *, fruitless: Fruitless, draining: threading.Event) -> JobState | None:
         """Tell Redis how the attempt ended, however long it takes to answer. Returns the job's state after;
         None where the lease was another's."""
         self._stop_renewing()

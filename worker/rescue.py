@@ -5,20 +5,22 @@ holder's; after any pause or lost connection of its own, a worker starts to watc
 """
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import gptjobs
 from gptjobs import broker, checkpoint, record
 from gptjobs.errors import RedisUnreachable
-from gptjobs.job import Job, JobState, Outcome
-from gptjobs.store import Presence, Unreachable
+from gptjobs.job import SCHEMA, Cause, Job, JobState, Outcome, count_fruitless
+from gptjobs.store import LEASE_TTL_S, Presence, Unreachable
 from worker.tasks import Station, ring_again
 
-TTL_S = 10.0
 LOOK_S = 1.0
 OWN_PAUSE_S = 4.0
 """a gap between two looks that is this long was a pause of this worker's own"""
@@ -26,7 +28,7 @@ OWN_PAUSE_S = 4.0
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Seen:
     """Since when a job's mark has been the same."""
 
@@ -43,13 +45,15 @@ class Watch:
     def forget(self) -> None:
         self._seen.clear()
 
-    def stale(self, marks: Mapping[str, tuple[int, ...]], now: float) -> list[str]:
-        """The ids whose mark is what it was a TTL ago; their watch starts anew."""
+    def stale(
+        self, marks: Mapping[str, tuple[int, ...]], now: float, waits: Mapping[str, float] = MappingProxyType({})
+    ) -> list[str]:
+        """The ids whose mark is what it was a TTL ago, or so long as each `waits`; their watch starts anew."""
         self._seen = {
             job: seen if (seen := self._seen.get(job)) and seen.mark == mark else Seen(mark, now)
             for job, mark in marks.items()
         }
-        found = [job for job, seen in self._seen.items() if now - seen.since >= TTL_S]
+        found = [job for job, seen in self._seen.items() if now - seen.since >= max(LEASE_TTL_S, waits.get(job, 0.0))]
         for job in found:
             del self._seen[job]
         return found
@@ -94,24 +98,37 @@ class Rescue:
     def _look(self, now: float) -> None:
         station = self._station
         station.store.announce(self._presence())
+        self._heed(station.store.asked_of_worker(station.host.worker))
         leased = {job.spec.id: job for job in station.store.leased()}
         beats = {id: (job.token, job.beat) for id, job in leased.items()}
         for id in self._beats.stale(beats, now):
             self._reap(leased[id])
         waiting = {job.spec.id: job for job in station.store.waiting()} if station.is_idle else {}
         serials = {id: (job.serial,) for id, job in waiting.items() if job.spec.device in station.host.queues}
-        for id in self._doorbells.stale(serials, now):
+        backoffs = {id: float(job.backoff_s) for id, job in waiting.items()}
+        for id in self._doorbells.stale(serials, now, backoffs):
             logger.info("job %s waits and no doorbell came: ringing again", id)
-            broker.ring(station.app, waiting[id].spec, waiting[id].serial)
+            broker.ring(station.app, waiting[id])
+
+    def _heed(self, asked: str | None) -> None:
+        """What a user asked of this worker comes as the signals that say the same."""
+        if asked is None:
+            return
+        logger.info("asked to %s", asked)
+        if asked == "stop":
+            self._station.drain.at_once.set()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _reap(self, job: Job) -> None:
         station, id = self._station, job.spec.id
         reason = f"lost {job.worker}"
-        after = station.store.reap(job, reason)
+        fruitless = count_fruitless(job.fruitless, Cause.LOST_HOST, wrote_checkpoint="checkpoint" in job.progress)
+        after = station.store.reap(job, reason, fruitless)
         if after is None:
             return
         logger.warning("job %s: %s, its lease expired: %s", id, reason, after)
-        outcome = Outcome(state=after, reason="cancelled" if after is JobState.CANCELLED else reason)
+        reason = reason if after is JobState.QUEUED else after.value
+        outcome = Outcome(state=after, reason=reason, cause=Cause.LOST_HOST)
         if after.is_terminal:
             with suppress(OSError):  # where the root does not work, Redis alone knows
                 record.write_outcome(station.layout, id, outcome, checkpoint.latest_token(station.layout, id))
@@ -126,6 +143,7 @@ class Rescue:
             name=host.worker,
             host=host.worker.partition("@")[2],
             version=gptjobs.__version__,
+            schema=SCHEMA,
             queues=host.queues,
             slots=list(host.slots),
             busy=len(jobs),

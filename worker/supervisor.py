@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import IO
 
 from gptjobs import progress
+from gptjobs.job import Cause
 from gptjobs.progress import CheckpointWritten, Finished, Line, Progress, StageBegan
+from worker.child import SECOND_REQUEST
+from worker.host import oom_kills
 from worker.lease import HeldLease
 
 LEASH_S = 2.0
@@ -29,27 +32,37 @@ HANG_STEPS = 20
 FIRST_STEP_LIMIT_S = 3600.0
 """before the time of a step is known"""
 _STEPS_REMEMBERED = 50
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a child ended. Without its last line (`finished`) it crashed, of `cause`."""
+    """How a child ended. Without its last line (`finished`) it crashed. `cause` is for an end before the job's."""
 
     finished: Finished | None
-    cause: str
+    cause: Cause
+    words: str
     wrote_checkpoint: bool
+
+
+class Drain(threading.Event):
+    """Set when the worker is to stop: once its jobs have checkpoints, or `at_once` without them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_once = threading.Event()
 
 
 class Supervisor:
     """Runs one child to its end. `on_line` gets each line, decoded and raw."""
 
     def __init__(
-        self, command: list[str], log: IO[bytes], held: HeldLease, draining: threading.Event,
+        self, command: list[str], log: IO[bytes], held: HeldLease, drain: Drain,
         on_line: Callable[[Line, str], None],
     ) -> None:  # fmt: skip
-        self._held, self._draining, self._on_line = held, draining, on_line
+        self._held, self._drain, self._on_line = held, drain, on_line
         self._child = subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.PIPE,
@@ -62,7 +75,8 @@ class Supervisor:
         threading.Thread(target=self._read, name=f"lines of {self._child.pid}", daemon=True).start()
         self._finished: Finished | None = None
         self._wrote_checkpoint = False
-        self._killed_for: str | None = None
+        self._killed_for: tuple[Cause, str] | None = None
+        self._oom_kills = oom_kills()
         self._asked_at: float | None = None
         self._hang = HangWatch()
 
@@ -80,11 +94,19 @@ class Supervisor:
             code = self._child.wait()
         finally:
             self._kill_group()
-        return Ended(
-            finished=self._finished,
-            cause=self._killed_for or cause_of(code),
-            wrote_checkpoint=self._wrote_checkpoint,
-        )
+        cause, words = self._killed_for or self._cause(code)
+        return Ended(finished=self._finished, cause=cause, words=words, wrote_checkpoint=self._wrote_checkpoint)
+
+    def _cause(self, code: int) -> tuple[Cause, str]:
+        """By the child's last line, else by its return code."""
+        finished = self._finished
+        if finished is None:
+            return cause_of(code, out_of_memory=oom_kills() > self._oom_kills)
+        if finished.outcome == "stopped":
+            return Cause.STOPPED, Cause.STOPPED.value
+        known = {each.value: each for each in Cause}
+        cause = known.get(finished.cause or "", Cause.REFUSED if finished.exit_code > 1 else Cause.ERROR)
+        return cause, finished.reason or finished.outcome
 
     def _supervise(self) -> None:
         leashed_at = 0.0
@@ -124,17 +146,19 @@ class Supervisor:
         if self._killed_for is not None:
             return
         if self._held.lost:
-            self._kill("fenced")
-        elif self._asked_at is None and (self._draining.is_set() or self._held.is_asked_to_stop):
+            self._kill(Cause.STOPPED, "fenced")
+        elif self._held.is_to_end_now or self._drain.at_once.is_set():
+            self._kill(Cause.STOPPED, "stopped at once")
+        elif self._asked_at is None and (self._drain.is_set() or self._held.is_asked_to_stop):
             self._asked_at = now
             self._child.send_signal(signal.SIGTERM)
         elif self._asked_at is not None and now - self._asked_at > STOP_LIMIT_S:
-            self._kill(f"it did not stop within {STOP_LIMIT_S:.0f} s")
+            self._kill(Cause.STOPPED, f"it did not stop within {STOP_LIMIT_S:.0f} s")
         elif self._hang.is_over(now):
-            self._kill("hung: no progress")
+            self._kill(Cause.HUNG, "hung: no progress")
 
-    def _kill(self, why: str) -> None:
-        self._killed_for = why
+    def _kill(self, cause: Cause, why: str) -> None:
+        self._killed_for = cause, why
         logger.warning("killing process %d: %s", self._child.pid, why)
         self._kill_group()
 
@@ -171,14 +195,21 @@ class HangWatch:
         return now - self._heard_at > max(HANG_LIMIT_S, HANG_STEPS * statistics.median(self._step_seconds))
 
 
-def cause_of(code: int) -> str:
-    """A return code in words."""
+def cause_of(code: int, *, out_of_memory: bool) -> tuple[Cause, str]:
+    """A return code: its cause, and in words. `out_of_memory` tells that the kernel killed something meanwhile."""
+    if code == SECOND_REQUEST:
+        return Cause.KILLED, "killed from outside: SIGTERM, twice"
     if code >= 0:
-        return f"exit code {code}"
+        return Cause.EXIT_CODE, f"exit code {code}"
     try:
-        return f"signal {signal.Signals(-code).name}"
+        name = signal.Signals(-code).name
     except ValueError:
-        return f"signal {-code}"
+        name = str(-code)
+    if -code == signal.SIGKILL and out_of_memory:
+        return Cause.OUT_OF_MEMORY, "out of memory: the kernel killed the trainer"
+    if -code in _FROM_OUTSIDE:
+        return Cause.KILLED, f"killed from outside: {name}"
+    return Cause.SIGNAL, f"signal {name}"
 
 
 def trainer_command(config: Path, token: int) -> list[str]:

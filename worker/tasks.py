@@ -3,7 +3,6 @@
 import logging
 import queue
 import secrets
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from gptjobs.store import Lease, LeaseStore, Unreachable
 from worker.attempt import Attempt
 from worker.host import Host
 from worker.lease import HeldLease
+from worker.supervisor import Drain
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Station:
     layout: Layout
     store: LeaseStore
     app: Celery
-    draining: threading.Event = field(default_factory=threading.Event)
+    drain: Drain = field(default_factory=Drain)
     slots: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     jobs: set[str] = field(default_factory=set)
     """ids in work"""
@@ -46,7 +46,7 @@ class Station:
 
     @property
     def is_idle(self) -> bool:
-        return len(self.jobs) < len(self.host.slots) and not self.draining.is_set()
+        return len(self.jobs) < len(self.host.slots) and not self.drain.is_set()
 
 
 def register(station: Station) -> None:
@@ -68,7 +68,7 @@ def register(station: Station) -> None:
 
 def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> str:
     """Train the job if it waits for this very ring; ends as Celery's events want it."""
-    if station.draining.is_set():
+    if station.drain.is_set():
         raise Ignore  # it waits; a worker that stays rings again
     worker = station.host.worker
     try:
@@ -103,10 +103,8 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
 
     logger.info("job %s: attempt %d on %s", job, lease.attempt, device)
     with HeldLease(station.store, lease, found.spec, station.layout, worker, device, publish) as held:
-        verdict = Attempt(station.layout, found, held, worker, device, station.draining).run()
-        state = (
-            None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless, draining=station.draining)
-        )
+        verdict = Attempt(station.layout, found, held, worker, device, station.drain).run()
+        state = None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless, draining=station.drain)
     if state is None:
         logger.warning("job %s: this attempt was fenced; nothing of it counts", job)
         raise Ignore
@@ -142,8 +140,8 @@ def _answer_revoke(station: Station, jobs: list[str]) -> dict[str, object]:
 
 
 def ring_again(station: Station, job: str) -> None:
-    """Ring for a job that is queued again, with the serial that its record now has."""
-    with suppress(Unreachable, RedisUnreachable):  # an idle worker will ring, once Redis answers
+    """Ring for a job that is queued again, unless it is to wait a while: then an idle worker rings."""
+    with suppress(Unreachable, RedisUnreachable):  # as it does once Redis answers
         found = station.store.get(job)
-        if found.state is JobState.QUEUED:
-            broker.ring(station.app, found.spec, found.serial)
+        if found.state is JobState.QUEUED and not found.backoff_s:
+            broker.ring(station.app, found)

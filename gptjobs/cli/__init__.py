@@ -8,7 +8,21 @@ from typing import Any
 import click
 
 from gptjobs import __version__, settings
-from gptjobs.cli import checkpoints, completion, data, demo, doctor, explain, jobs, plot, submit, up, watch, worker
+from gptjobs.cli import (
+    checkpoints,
+    completion,
+    control,
+    data,
+    demo,
+    doctor,
+    explain,
+    jobs,
+    plot,
+    submit,
+    up,
+    watch,
+    worker,
+)
 from gptjobs.cli.follow import CTRL_C
 from gptjobs.cli.place import root_option
 from gptjobs.errors import GptjobsError
@@ -56,6 +70,7 @@ for each in (
     submit.group,
     watch.watch,
     *jobs.commands,
+    *control.commands,
     plot.plot,
     explain.explain,
     data.group,

@@ -1,4 +1,4 @@
-"""`gptjobs list, show, logs, wait, cancel`: jobs in the queue and on record."""
+"""`gptjobs list, show, logs, wait`: jobs in the queue and on record."""
 
 import time
 from contextlib import suppress
@@ -11,10 +11,9 @@ from gptjobs.cli.complete import job_argument, jobs_argument
 from gptjobs.cli.follow import POLL_S, Followed, detachable, exit_as
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Plan
-from gptjobs.errors import GptjobsError, WaitedTooLong
+from gptjobs.errors import GptjobsError, NotFound, WaitedTooLong
 from gptjobs.job import Job, JobState
 from gptjobs.progress import duration
-from gptjobs.reference import jobs_on_record
 
 
 @click.command("list", epilog="Example: gptjobs list --state running")
@@ -30,13 +29,18 @@ from gptjobs.reference import jobs_on_record
 @pass_place
 def list_jobs(place: Place, states: tuple[str, ...], limit: int | None, as_json: bool) -> None:
     """The jobs, oldest first."""
-    jobs = [each for each in place.store.all() if not states or each.state.value in states]
+    known = place.store.all()
+    jobs = [each for each in known if not states or each.state.value in states]
     jobs = jobs[-limit:] if limit else jobs
+    missing = _count_missing(place, known)
+    if missing:
+        output.say(f"note: {missing} more on record in {place.layout.root} that Redis has not: gptjobs repair")
     if as_json:
         output.as_json({"jobs": [each.to_dict() for each in jobs]})
         return
     if not jobs:
-        output.say(_no_jobs(place) if not states else "no such jobs")
+        if states or not missing:
+            output.say("no such jobs" if states else "no jobs yet; gptjobs submit train --help")
         return
     output.table(
         ("ID", "NAME", "STATE", "STEP", "TRAIN", "VAL", "TOKENS/S", "LEFT", "DEVICE"),
@@ -45,11 +49,10 @@ def list_jobs(place: Place, states: tuple[str, ...], limit: int | None, as_json:
     )
 
 
-def _no_jobs(place: Place) -> str:
-    count = len(jobs_on_record(place.layout))
-    if not count:
-        return "no jobs yet; gptjobs submit train --help"
-    return f"Redis has no jobs, but {count} are on record in {place.layout.root}; gptjobs explain JOB"
+def _count_missing(place: Place, known: list[Job]) -> int:
+    """The jobs on record that Redis has not."""
+    there = {each.spec.id for each in known}
+    return sum(path.parent.name not in there for path in place.layout.outputs.glob("*/job.json"))
 
 
 def _row(job: Job) -> tuple[str, ...]:
@@ -120,7 +123,7 @@ def _show_facts(place: Place, job: Job) -> None:
     outcome = record.read_outcome(place.layout, job.spec.id)
     if outcome and outcome.hint:
         output.result(f"  hint: {outcome.hint}")
-    output.result(f"  submitted {output.when(job.spec.submitted_at)}, priority {job.spec.priority}")
+    output.result(f"  submitted {output.when(job.spec.submitted_at)}, priority {job.priority}")
     if job.worker:
         output.result(f"  attempt {job.attempt} on {job.worker}, {shown['device']}")
     if shown["step"] is not None:
@@ -204,24 +207,55 @@ def _show_log(place: Place, job: str, shown: dict[str, int], last: int | None) -
     return shown
 
 
+class Awaited:
+    """A job that may not be there yet."""
+
+    def __init__(self, place: Place, reference: str) -> None:
+        self._place, self._reference = place, reference
+        self._followed: Followed | None = None
+        self._was_missed = False
+
+    @property
+    def job(self) -> Job | None:
+        return self._followed.job if self._followed else None
+
+    def look(self) -> Job | None:
+        if self._followed is not None:
+            return self._followed.job if self._followed.job.state.is_terminal else self._followed.look_and_say()
+        try:
+            self._followed = Followed(self._place, self._place.find(self._reference).job)
+        except NotFound as error:
+            if not self._was_missed:
+                output.say(f"{error.message} ({error.hint}); waiting for it, Ctrl-C detaches")
+            self._was_missed = True
+        return self.job
+
+    def __str__(self) -> str:
+        job = self.job
+        return f"job {job.spec.id} is still {job.state}" if job else f"no job is called {self._reference}"
+
+
 @click.command("wait", epilog="Example: gptjobs wait @ --timeout 3600")
 @jobs_argument
+@click.option("--any", "for_any", is_flag=True, help="Until the first of them ends.")
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; then exit 124.")
 @json_option
 @pass_place
-def wait(place: Place, jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
-    """Wait until jobs end. Exit 0 if all finished, 1 if one failed or diverged, 10 if one was cancelled."""
-    found = [place.find(each).job for each in jobs]
+def wait(place: Place, jobs: tuple[str, ...], for_any: bool, timeout: float | None, as_json: bool) -> None:
+    """Wait until jobs end, also for jobs that are not there yet. Exit 0 if all finished, 1 if one failed or diverged,
+    10 if one was cancelled."""
     began = time.monotonic()
-    ended: list[Job] = []
+    awaited = {each: Awaited(place, each) for each in jobs}
     with detachable(f"gptjobs wait {' '.join(jobs)}"):
-        for each in found:
-            followed = Followed(place, each)
-            while not (job := followed.look_and_say()).state.is_terminal:
-                if timeout is not None and time.monotonic() - began >= timeout:
-                    raise WaitedTooLong(f"job {each.spec.id} is still {job.state} after {timeout:g} s")
-                time.sleep(POLL_S)
-            ended.append(job)
+        while True:
+            states = [each.look() for each in awaited.values()]
+            ended = [job for job in states if job is not None and job.state.is_terminal]
+            if len(ended) == len(states) or (for_any and ended):
+                break
+            if timeout is not None and time.monotonic() - began >= timeout:
+                still = next(each for each in awaited.values() if each.job is None or not each.job.state.is_terminal)
+                raise WaitedTooLong(f"{still} after {timeout:g} s")
+            time.sleep(POLL_S)
     if as_json:
         output.as_json({"jobs": [each.to_dict() for each in ended]})
     for job in ended if not as_json else ():
@@ -231,29 +265,4 @@ def wait(place: Place, jobs: tuple[str, ...], timeout: float | None, as_json: bo
         exit_as(job)
 
 
-@click.command("cancel", epilog="Example: gptjobs cancel 3f9a")
-@jobs_argument
-@json_option
-@pass_place
-def cancel(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:
-    """Stop jobs; a running one writes a checkpoint first."""
-    from gptjobs import control
-
-    found = [place.find(each).job for each in jobs]
-    states: dict[str, str] = {}
-    for job in found:
-        id = job.spec.id
-        if job.state.is_terminal:
-            states[id] = job.state.value
-            output.say(f"job {id} is {job.state} already")
-            continue
-        state = control.cancel(place.store, place.layout, job)
-        states[id] = state.value
-        if not as_json:
-            last = ": it writes a checkpoint first" if state is JobState.CANCELLING else ""
-            output.result(f"{id}  {output.coloured(state)}{last}")
-    if as_json:
-        output.as_json({"jobs": states})
-
-
-commands = (list_jobs, show, logs, wait, cancel)
+commands = (list_jobs, show, logs, wait)

@@ -17,6 +17,7 @@ from gptjobs.reference import jobs_on_record, pick
 from gptjobs.settings import Settings
 
 if TYPE_CHECKING:
+    from gptjobs.broker import App
     from gptjobs.store import Store
 
 
@@ -46,6 +47,12 @@ class Place:
         if not self.settings.redis_url_given:
             _ = self.layout  # the URL lies in the root: a mistyped one is said, not a Redis that was never there
         return Store(self.settings.redis_url)
+
+    @cached_property
+    def app(self) -> "App":
+        from gptjobs import broker
+
+        return broker.connect(self.settings.redis_url)
 
     def find(self, reference: str) -> Found:
         """The job that `reference` means: as Redis has it, else as it is on record, which is said."""

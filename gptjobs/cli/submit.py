@@ -1,7 +1,6 @@
 """`gptjobs submit`: train and resume jobs."""
 
 import re
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import click
 
-from gptjobs import adoption, checkpoint, contract, durable, foreign, planning, record
+from gptjobs import adoption, checkpoint, contract, durable, foreign, planning
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_checkpoint
@@ -20,7 +19,7 @@ from gptjobs.config import Given, Plan, check, settle
 from gptjobs.data import tokens
 from gptjobs.errors import NotFound, NoWorker, RedisUnreachable, Refused, UsageError
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
-from gptjobs.layout import Layout, is_name, new_job_id
+from gptjobs.layout import Layout, is_name, job_id_of_key, new_job_id
 from gptjobs.reference import find_checkpoint, jobs_on_record
 
 
@@ -45,6 +44,7 @@ def _request_options(command: Any) -> Any:
             default=DEFAULT_PRIORITY,
             help=f"{HIGHEST_PRIORITY} is soonest.  [default: {DEFAULT_PRIORITY}]",
         ),
+        click.option("--idempotency-key", metavar="KEY", help="Submitted again with the same key, it is the same job."),
         click.option("--require-worker", is_flag=True, help="Refuse (exit 6) if no worker there could take it."),
         click.option("--dry-run", is_flag=True, help="Show what would happen; queue nothing."),
         click.option("--follow", is_flag=True, help="Then watch the job until it ends, and exit with its code."),
@@ -124,7 +124,7 @@ def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
     overrides = said(context, place.layout, options["config"])
     check(overrides)
     return JobSpec(
-        id=new_job_id(),
+        id=new_job_id() if options["idempotency_key"] is None else job_id_of_key(options["idempotency_key"]),
         kind=kind,
         name=options["name"],
         overrides=overrides,
@@ -164,11 +164,12 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
     if talks:
         _say_whose_name_it_is(place, spec)
     _find_workers(place, spec, options["require_worker"], options["dry_run"], talks)
+    is_new = False
     if not options["dry_run"]:
         if parent is not None:
             adoption.commit(place.layout, parent)
-        _queue(place, spec)
-    _print_result(spec, plan, parent, options)
+        is_new = _queue(place, spec)
+    _print_result(spec, plan, parent, options, is_new)
     if options["follow"]:
         watch_job(place, place.store.get(spec.id))
 
@@ -239,20 +240,11 @@ def _find_workers(place: Place, spec: JobSpec, require: bool, dry_run: bool, tal
         output.say(f"note: {words}; the job waits for one (gptjobs worker start)")
 
 
-def _queue(place: Place, spec: JobSpec) -> None:
-    from gptjobs import broker
+def _queue(place: Place, spec: JobSpec) -> bool:
+    """Whether it is a new job."""
+    from gptjobs import control
 
-    if place.layout.is_there:
-        record.write_request(place.layout, spec)
-    try:
-        place.store.submit(spec)
-    except RedisUnreachable as error:
-        shutil.rmtree(place.layout.job_outputs(spec.id), ignore_errors=True)
-        raise RedisUnreachable(error.message, hint="see whether it was queued all the same: gptjobs list") from error
-    try:
-        broker.ring(broker.connect(place.settings.redis_url), spec, 1)
-    except RedisUnreachable as error:
-        output.say(f"note: {error.message}; the job is queued, and an idle worker will find it")
+    return control.submit(place.store, place.layout, place.app, spec)
 
 
 def _what_will_happen(plan: Plan, parent: Checkpoint | None) -> str:
@@ -269,7 +261,9 @@ def _what_will_happen(plan: Plan, parent: Checkpoint | None) -> str:
     return "\n".join(lines)
 
 
-def _print_result(spec: JobSpec, plan: Plan | None, parent: Checkpoint | None, options: dict[str, Any]) -> None:
+def _print_result(
+    spec: JobSpec, plan: Plan | None, parent: Checkpoint | None, options: dict[str, Any], is_new: bool
+) -> None:
     if options["as_json"]:
         settled = plan.settled.to_dict() if plan else None
         made = contract.contract(plan, parent).to_dict() if plan and parent else None
@@ -281,6 +275,8 @@ def _print_result(spec: JobSpec, plan: Plan | None, parent: Checkpoint | None, o
         return
     output.result(spec.id)
     if not (options["quiet"] or options["follow"]):
+        if not is_new:
+            output.say("it was submitted before, with this key; nothing was queued again")
         output.say(f"queued. Next: gptjobs watch {spec.called}")
         output.say(f"              gptjobs show {spec.called}")
         output.say(f"              gptjobs wait {spec.called}")

@@ -164,12 +164,12 @@ def test_the_table_keeps_order_page_and_search_while_it_refreshes(store: Store, 
     page.locator(".paginate_button", has_text="2").click()
     expect(rows).to_have_count(2)
 
-    store.cancel("16abcdef", "cancelled")
+    store.ask("cancel", "16abcdef", "cancelled")
     expect(rows.last).to_contain_text("REVOKED")
     expect(rows.first).to_contain_text("waits-15")
     page.locator("input[type=search]").fill("state:REVOKED")
     expect(rows).to_have_count(1)
-    store.cancel("03abcdef", "cancelled")
+    store.ask("cancel", "03abcdef", "cancelled")
     expect(rows).to_have_count(2)
     expect(rows.first).to_contain_text("waits-03")
 

@@ -41,7 +41,7 @@ def trained_root(folder: Path) -> Path:
     overrides = {name: Given(value, "a test") for name, value in SIZES.items()}
     spec = JobSpec(id=FIRST, kind="train", name="first", overrides=overrides, submitted_at=1.0)
     plan, _ = planning.plan(layout, spec)
-    record.write_request(layout, spec)
+    record.write_spec(layout, spec)
     durable.write(layout.config_file(FIRST), durable.to_json(plan.to_dict()))
     tokens.prepare(layout, source, plan.data_digest, "bytes")
     command = [sys.executable, "-m", "worker.trainer", str(layout.config_file(FIRST)), "--device", "cpu"]

@@ -9,8 +9,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from gptjobs import record
 from gptjobs.config import Given
-from gptjobs.job import JobSpec
+from gptjobs.job import JobSpec, JobState
 from gptjobs.local import _free_port
 from gptjobs.store import Store
 from tests.conftest import Commands, english
@@ -288,5 +289,7 @@ def test_a_job_that_redis_was_made_to_forget_can_be_cancelled_on_record(gptjobs:
     job = gptjobs.ok("submit", "train", "-q", "--model", "nano", "--data", "sources/text.md")
     store._redis.flushall()
     done = gptjobs("cancel", job)
-    assert (done.returncode, done.stdout.split()[:2]) == (0, [job, "cancelling:"]), done.stderr
-    assert gptjobs.layout.cancel_file(job).is_file()
+    assert (done.returncode, done.stdout.split()[:2]) == (0, [job, "cancelled"]), done.stderr
+    outcome = record.read_outcome(gptjobs.layout, job)
+    assert outcome is not None and outcome.state is JobState.CANCELLED
+    assert gptjobs.layout.request_file(job, "cancel").is_file()

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from gptjobs import checkpoint, record
-from gptjobs.job import TERMINAL, Job, JobSpec, JobState, Outcome
+from gptjobs.job import TERMINAL, WAYS, Job, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.local import _free_port
 from gptjobs.store import Fenced, Lease, LeaseStore, Unreachable
@@ -27,9 +27,10 @@ SPEC = JobSpec(id=JOB, kind="train", submitted_at=1.0)
 
 
 @pytest.fixture
-def leases(redis_url: str) -> LeaseStore:
-    """The lease's connection, to a server with one queued job."""
+def leases(redis_url: str, layout: Layout) -> LeaseStore:
+    """The lease's connection, to a server with one queued job, which is on record."""
     made = LeaseStore(redis_url)
+    record.write_spec(layout, SPEC)
     assert made.submit(SPEC)
     return made
 
@@ -62,8 +63,8 @@ def test_an_older_attempt_in_the_root_never_restores_a_flushed_record(leases: Le
 
 def test_a_cancel_request_outlives_a_flush(leases: LeaseStore, layout: Layout) -> None:
     lease = held(leases, layout)
-    record.write_cancel_request(layout, JOB)
-    assert leases.cancel(JOB, "cancelled") is JobState.CANCELLING
+    record.ask(layout, JOB, "cancel")
+    assert leases.ask("cancel", JOB, "cancelled") is JobState.CANCELLING
     leases._redis.flushall()
     lease._renew()
     lease._renew()
@@ -95,7 +96,7 @@ def test_a_server_that_is_away_or_full_is_told_apart_from_a_lost_lease(leases: L
             leases.renew(lease, None)
     finally:
         leases._redis.config_set("maxmemory", 0)
-    assert leases.renew(lease, None) is JobState.RUNNING
+    assert leases.renew(lease, None) == (JobState.RUNNING, False)
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -110,6 +111,7 @@ class Interleavings(RuleBasedStateMachine):
         self.leases._redis.flushall()
         self.leases.submit(SPEC)
         self.token = self.serial = self.count = 0
+        self.ended: JobState | None = None
         self.tokens: list[int] = []
 
     @rule(target=granted, worker=st.sampled_from("abc"), late=st.integers(0, 1), floor=st.integers(0, 9))
@@ -132,22 +134,27 @@ class Interleavings(RuleBasedStateMachine):
     @rule(lease=granted)
     def renew(self, lease: Lease) -> None:
         with suppress(Fenced):
-            assert self.leases.renew(lease, {"by": lease.nonce}).has_trainer
+            assert self.leases.renew(lease, {"by": lease.nonce})[0].has_trainer
 
     @rule(lease=granted, state=st.sampled_from((JobState.QUEUED, JobState.PAUSED, *sorted(TERMINAL))))
     def finish(self, lease: Lease, state: JobState) -> None:
         with suppress(Fenced):
-            self.leases.finish(lease, Outcome(state=state, reason=""), fruitless=0, progress=None)
+            self.leases.finish(lease, Outcome(state=state, reason=""), fruitless={}, progress=None)
 
     @rule(job=seen)
     def reap(self, job: Job) -> None:
         moved = (job.token, job.beat) != (self.leases.get(JOB).token, self.leases.get(JOB).beat)
-        assert self.leases.reap(job, "lost") is None or not moved
+        assert self.leases.reap(job, "lost", {}) is None or not moved
 
-    @rule()
-    def cancel(self) -> None:
+    @rule(way=st.sampled_from(("cancel", "pause", "unpause")))
+    def ask(self, way: str) -> None:
         before = self.leases.get(JOB).state
-        assert self.leases.cancel(JOB, "cancelled").is_terminal or before.has_trainer
+        assert self.leases.ask(way, JOB, way) is WAYS[way].get(before, before)
+
+    @rule(priority=st.integers(0, 9))
+    def prioritize(self, priority: int) -> None:
+        self.leases.prioritize(JOB, priority)
+        assert self.leases.get(JOB).priority == priority
 
     @rule(leases=st.lists(granted, min_size=1, unique_by=lambda each: each.nonce))
     def everybody_renews(self, leases: list[Lease]) -> None:
@@ -163,6 +170,8 @@ class Interleavings(RuleBasedStateMachine):
         job = self.leases.get(JOB)
         assert job.token >= self.token and job.serial >= self.serial
         self.token, self.serial = job.token, job.serial
+        assert self.ended in (None, job.state), "terminal is final"
+        self.ended = job.state if job.state.is_terminal else None
         assert bool(self.leases.waiting()) == bool(self.leases._redis.smembers("gptjobs:waiting"))
         assert bool(self.leases.waiting()) == (job.state is JobState.QUEUED)
         assert bool(self.leases.leased()) == job.state.has_trainer

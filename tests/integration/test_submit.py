@@ -224,7 +224,7 @@ def test_the_job_is_on_record_before_the_doorbell_is_rung(gptjobs: Commands, sto
     assert doorbells(redis_url, 1) == [("cpu", [id, 1])]
 
 
-def test_a_server_that_goes_away_halfway_leaves_no_job_on_record(
+def test_a_server_that_goes_away_halfway_leaves_the_job_on_record_and_the_way_to_it_is_said(
     gptjobs: Commands, store: Store, redis_url: str
 ) -> None:
     with standing_before(redis_url, lambda request: b"EVALSHA" not in request) as url:
@@ -232,7 +232,9 @@ def test_a_server_that_goes_away_halfway_leaves_no_job_on_record(
     assert done.returncode == 5
     assert "Traceback" not in done.stderr
     assert store.all() == []
-    assert list(gptjobs.layout.outputs.iterdir()) == []
+    (folder,) = gptjobs.layout.outputs.iterdir()
+    assert f"job {folder.name} may be queued or not" in done.stderr
+    assert f"gptjobs show {folder.name}, or gptjobs repair" in done.stderr
 
 
 def test_a_job_whose_doorbell_could_not_be_rung_is_queued_and_its_id_is_printed(
@@ -268,7 +270,7 @@ def test_list_shows_every_job_oldest_first(gptjobs: Commands, store: Store) -> N
     ids = ["3f9a00000002", "3f9a00000001", "3f9a00000003"]
     for number, id in enumerate(ids):
         store.submit(JobSpec(id=id, kind="train", name=f"n{number}", submitted_at=float(number)))
-    store.cancel(ids[1], "cancelled")
+    store.ask("cancel", ids[1], "cancelled")
     listed = json.loads(gptjobs.ok("list", "--json"))["jobs"]
     assert [each["id"] for each in listed] == ids
     assert set(listed[0]) >= FIELDS
@@ -318,7 +320,7 @@ def test_a_queued_job_is_cancelled_in_the_queue_and_on_record(gptjobs: Commands,
     assert json.loads(gptjobs.ok("cancel", id, "--json")) == {"schema": 1, "jobs": {id: "cancelled"}}
     assert store.get(id).state is JobState.CANCELLED
     outcome = json.loads(gptjobs.layout.outcome_file(id).read_text())
-    assert (outcome["state"], gptjobs.layout.cancel_file(id).is_file()) == ("cancelled", True)
+    assert (outcome["state"], gptjobs.layout.request_file(id, "cancel").is_file()) == ("cancelled", True)
     assert gptjobs("wait", id).returncode == gptjobs("logs", "-f", id).returncode == 10
     again = gptjobs("cancel", id)
     assert (again.returncode, again.stdout) == (0, "")

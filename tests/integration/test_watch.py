@@ -43,7 +43,7 @@ class Trained:
         self.store.renew(self.lease, {**newest, **values})
 
     def end(self, state: JobState, reason: str) -> None:
-        self.store.finish(self.lease, Outcome(state=state, reason=reason), fruitless=0, progress=None)
+        self.store.finish(self.lease, Outcome(state=state, reason=reason), fruitless={}, progress=None)
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_redis_away_for_a_while_is_said_and_waited_for(
     finally:
         job.store._redis.config_set("requirepass", "secret")
     assert process.stderr.readline() == b"Redis has it again\n"
-    job.store.cancel(job.id, "cancelled")
+    job.store.ask("cancel", job.id, "cancelled")
     assert process.wait(30) == 10
 
 
@@ -299,7 +299,7 @@ def test_submit_and_follow_prints_the_id_then_watches(
     id = process.stdout.readline().decode().strip()
     assert re.fullmatch("[0-9a-f]{12}", id)
     assert process.stdout.readline() == b"larks  queued\n"
-    LeaseStore(redis_url).cancel(id, "cancelled")
+    LeaseStore(redis_url).ask("cancel", id, "cancelled")
     out, err = process.communicate(timeout=30)
     assert process.returncode == 10
     assert out == b"larks  cancelled\n"

@@ -15,7 +15,7 @@ from gptjobs.job import JobSpec, Outcome
 from gptjobs.job import JobState as State
 from gptjobs.layout import Layout
 from gptjobs.local import _free_port
-from gptjobs.record import write_outcome, write_request
+from gptjobs.record import write_outcome, write_spec
 from gptjobs.store import Presence, Store
 from tests.conftest import Commands, eventually
 from tests.integration.test_checkpoint_errors import checkpoint_in
@@ -52,7 +52,7 @@ def test_explain_names_the_cause_of_a_failure_from_the_record(gptjobs: Commands,
     done = gptjobs("explain", first, GPTJOBS_REDIS_URL=away)
     assert done.returncode == 0
     assert "on record as failed" in done.stdout and "it broke" in done.stdout and "Hint: mend it." in done.stdout
-    assert f"gptjobs submit resume --from {first}@last" in done.stdout
+    assert f"gptjobs retry {first}" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["show", "logs", "explain"])
@@ -74,7 +74,7 @@ def test_a_job_is_shown_from_its_record_after_redis_was_flushed(
     assert done.returncode == 0, done.stderr
     assert "Redis has no such job; this is the record" in done.stderr
     assert f"job {first}" in done.stdout
-    assert "gptjobs explain JOB" in gptjobs("list").stderr
+    assert "1 more on record" in gptjobs("list").stderr
 
 
 def test_a_job_that_neither_redis_nor_the_record_has_is_not_found(
@@ -163,7 +163,7 @@ def complete(gptjobs: Commands, shell: str, script: str) -> str:
 def test_bash_completes_commands_jobs_and_checkpoints(
     gptjobs: Commands, first: str, typed: tuple[str, ...], completed: list[str]
 ) -> None:
-    write_request(gptjobs.layout, JobSpec(id="3f9a00000001", kind="train", name="second", submitted_at=0.5))
+    write_spec(gptjobs.layout, JobSpec(id="3f9a00000001", kind="train", name="second", submitted_at=0.5))
     words = " ".join(f"'{each}'" for each in ("gptjobs", *typed))
     script = f"""
         source completion
@@ -218,7 +218,7 @@ def test_zsh_takes_the_script(gptjobs: Commands) -> None:
 
 def test_wait_prints_json(gptjobs: Commands, store: Store) -> None:
     store.submit(JobSpec(id=FIRST, kind="train", submitted_at=1.0))
-    store.cancel(FIRST, "cancelled")
+    store.ask("cancel", FIRST, "cancelled")
     done = gptjobs("wait", "@", "--json")
     assert done.returncode == 10
     (job,) = json.loads(done.stdout)["jobs"]

@@ -8,7 +8,7 @@ from gptjobs import checkpoint
 from gptjobs.checkpoint import Attempt, Checkpoint, Losses
 from gptjobs.errors import NotFound, RedisUnreachable
 from gptjobs.explain import Explanation, Past, Queue, explain, submit_command
-from gptjobs.job import Job, JobSpec, JobState, Outcome
+from gptjobs.job import Cause, Job, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.record import PastAttempt
 from gptjobs.store import Presence
@@ -22,7 +22,8 @@ RUNNING = {"step": 300, "end_step": 1000, "eta_s": 125.0, "stage": "training"}
 
 def job(state: JobState, **changes: Any) -> Job:
     values: dict[str, Any] = {
-        "spec": SPEC, "state": state, "serial": 1, "token": 2, "beat": 3, "attempt": 0, "fruitless": 0,
+        "spec": SPEC, "state": state, "serial": 1, "token": 2, "beat": 3, "attempt": 0, "fruitless": {}, "priority": 5,
+        "cause": None,
         "worker": None, "used_device": None, "reason": None, "progress": {},
     }  # fmt: skip
     return Job(**{**values, **changes})
@@ -31,7 +32,8 @@ def job(state: JobState, **changes: Any) -> Job:
 def other(id: str, state: JobState, **changes: Any) -> Job:
     """Another job in the queue."""
     values = {"device": "cpu", "submitted_at": NOON, **changes}
-    return job(state, spec=JobSpec(id=id, kind="train", **values), progress=RUNNING)
+    spec = JobSpec(id=id, kind="train", **values)
+    return job(state, spec=spec, priority=spec.priority, progress=RUNNING)
 
 
 def worker(name: str = "w@host", device: str = "cpu", busy: tuple[str, ...] = ()) -> Presence:
@@ -129,10 +131,10 @@ def test_a_job_of_a_lost_worker_waits_again_and_goes_on_from_its_last_checkpoint
 
 
 def test_a_job_that_crashes_without_a_new_checkpoint_says_when_it_gives_up():
-    waits = job(JobState.QUEUED, attempt=2, fruitless=2, reason="signal SIGKILL")
+    waits = job(JobState.QUEUED, attempt=2, fruitless={Cause.SIGNAL: 2}, cause=Cause.SIGNAL, reason="signal SIGSEGV")
     text, _ = told(waits)
-    assert "after attempt 2: signal SIGKILL" in text
-    assert "2 attempts crashed without a new checkpoint; after 5 it fails." in text
+    assert "after attempt 2: signal SIGSEGV" in text
+    assert "2 attempts without a new checkpoint ended so (signal); after 5 it fails." in text
     assert "begins from scratch" in text
 
 
@@ -177,7 +179,7 @@ def test_a_failed_job_says_its_cause_its_hint_the_end_of_its_log_and_how_to_go_o
     assert "Attempt 2 on" not in text
     assert "Hint: less of it." in text
     assert text.endswith("  Traceback\n  boom")
-    assert made.next == ("gptjobs logs -n 50 3f9a", "gptjobs submit resume --from 3f9a@last")
+    assert made.next == ("gptjobs logs -n 50 3f9a", "gptjobs retry 3f9a")
 
 
 def test_a_failed_job_without_a_checkpoint_can_be_submitted_again_as_it_was():
@@ -195,7 +197,7 @@ def test_a_diverged_job_goes_on_from_its_best_checkpoint_with_a_tenth_of_the_rat
 def test_a_cancelled_job_can_go_on_from_its_last_checkpoint():
     text, made = told(job(JobState.CANCELLED, reason="cancelled"), Past(checkpoints=[saved(100)]))
     assert text.startswith("It was cancelled.\n")
-    assert made.next == ("gptjobs submit resume --from 3f9a@last",)
+    assert made.next == ("gptjobs retry 3f9a",)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +214,7 @@ def test_a_finished_job_says_why_and_names_its_best_checkpoint(reason: str, why:
 def test_a_job_that_redis_forgot_can_be_taken_up_from_its_record():
     text, made = told(job(JobState.RUNNING), Past(checkpoints=[saved(100)]), Queue(missing=NotFound()))
     assert "Redis was flushed" in text and "step 100" in text
-    assert made.next == ("gptjobs submit resume --from 3f9a@last",)
+    assert made.next == ("gptjobs repair",)
 
 
 def test_while_redis_is_away_nobody_is_told_to_submit_a_job_again():

@@ -47,7 +47,8 @@ class Events:
 def job(state: JobState = JobState.RUNNING, **changes: Any) -> Job:
     values: dict[str, Any] = {
         "spec": JobSpec(id="3f9a", kind="train", name="seen", submitted_at=900.0),
-        "serial": 1, "token": 1, "beat": 3, "attempt": 1, "fruitless": 0, "worker": WORKER, "used_device": "cpu",
+        "serial": 1, "token": 1, "beat": 3, "attempt": 1, "fruitless": {}, "priority": 5,
+        "cause": None, "worker": WORKER, "used_device": "cpu",
         "reason": None, "progress": {"step": 100, "end_step": 400, "train_loss": 2.5},
     }  # fmt: skip
     return Job(state=state, **{**values, **changes})

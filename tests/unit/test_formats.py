@@ -245,7 +245,7 @@ def written(layout: Layout, name: str) -> dict[str, Any]:
     """What today's code writes for the frozen file's content."""
     path = place_of(layout, name)
     if name == "job.json":
-        record.write_request(layout, SPEC)
+        record.write_spec(layout, SPEC)
     elif name in ("config.json", "manifest.json", "imported.json"):
         path.parent.mkdir(parents=True)
         path.write_bytes(durable.to_json(EXPECTED[name].to_dict()))

@@ -20,7 +20,7 @@ from tests.unit.test_outputs import step
 def plotted(layout: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Layout:
     """Jobs `owls` and `larks`, that reported losses, and `idle`, that did not; a working directory elsewhere."""
     for id, name in (("aa0000000001", "owls"), ("aa0000000002", "larks"), ("aa0000000003", "idle")):
-        record.write_request(layout, JobSpec(id=id, kind="train", name=name, submitted_at=NOON))
+        record.write_spec(layout, JobSpec(id=id, kind="train", name=name, submitted_at=NOON))
         begin(layout, id, 1)
         lines = [step(number, 5 - number / 100, 5.1 if number % 50 == 0 else None) for number in range(0, 101, 10)]
         if name != "idle":
@@ -59,7 +59,7 @@ def test_plot_writes_a_png_here_and_prints_its_path(plotted: Layout, arguments: 
 
 
 def test_two_jobs_of_one_name_are_both_drawn(plotted: Layout) -> None:
-    record.write_request(plotted, JobSpec(id="aa0000000009", kind="train", name="owls", submitted_at=NOON - 1))
+    record.write_spec(plotted, JobSpec(id="aa0000000009", kind="train", name="owls", submitted_at=NOON - 1))
     begin(plotted, "aa0000000009", 1)
     plotted.attempt_lines("aa0000000009", 1).write_text(encode(step(0, 5.0), seconds=NOON) + "\n")
     shown = plot(plotted, "owls", "aa0000000009", "--text").stdout

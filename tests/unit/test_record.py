@@ -2,7 +2,7 @@
 
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.record import read_outcome, write_outcome, write_request
+from gptjobs.record import read_outcome, write_outcome, write_spec
 from tests.unit.conftest import begin
 
 FINISHED = Outcome(state=JobState.FINISHED, reason="finished")
@@ -27,7 +27,7 @@ def test_the_outcome_of_an_attempt_that_was_fenced_does_not_count(layout: Layout
 
 def test_a_request_is_written_once(layout: Layout) -> None:
     first = JobSpec(id="first", kind="train", name="one", submitted_at=1.0)
-    write_request(layout, first)
+    write_spec(layout, first)
     before = layout.job_file("first").read_bytes()
-    write_request(layout, JobSpec(id="first", kind="train", name="two", submitted_at=2.0))
+    write_spec(layout, JobSpec(id="first", kind="train", name="two", submitted_at=2.0))
     assert layout.job_file("first").read_bytes() == before

@@ -13,7 +13,7 @@ from gptjobs.checkpoint import Losses, manifest_path, read
 from gptjobs.errors import NotFound, Refused, UnsafePickle, UsageError
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
-from gptjobs.record import write_request
+from gptjobs.record import write_spec
 from gptjobs.reference import Known, find_checkpoint, jobs_on_record, pick
 from tests.other_programs import PlainGPT, save_as_common
 from tests.unit.conftest import begin, commit
@@ -64,8 +64,8 @@ def jobs(layout: Layout) -> dict[int, str]:
     """The job `first` with checkpoints at 100, 200 and 300 that count and 250 that does not; a newer job
     `second` with none. Returns the names by step."""
     first = JobSpec(id="3f9a01", kind="train", name="first", submitted_at=1.0)
-    write_request(layout, first)
-    write_request(layout, replace(first, id="77aa03", name="second", submitted_at=2.0))
+    write_spec(layout, first)
+    write_spec(layout, replace(first, id="77aa03", name="second", submitted_at=2.0))
     begin(layout, "3f9a01", 1)
     names = {100: commit(layout, "3f9a01", 1, 100, losses=Losses(val_loss=2.5))}
     names[200] = commit(layout, "3f9a01", 1, 200, names[100], losses=Losses(val_loss=2.25))

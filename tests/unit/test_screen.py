@@ -29,7 +29,8 @@ WORKER = Presence(
 def job(name: str = "plateau", state: JobState = JobState.RUNNING, **changes: Any) -> Job:
     values: dict[str, Any] = {
         "spec": JobSpec(id="287565b5f8e9", kind="train", name=name, submitted_at=NOON), "state": state, "serial": 1,
-        "token": 1, "beat": 5, "attempt": 1, "fruitless": 0, "worker": "worker@host", "used_device": "cpu",
+        "token": 1, "beat": 5, "attempt": 1, "fruitless": {}, "priority": 5,
+        "cause": None, "worker": "worker@host", "used_device": "cpu",
         "reason": None, "progress": PROGRESS,
     }  # fmt: skip
     return Job(**{**values, **changes})

@@ -31,6 +31,7 @@ def main() -> int:
         mind_the_leash()
 
     from gptjobs.errors import GptjobsError
+    from gptjobs.job import Cause
     from gptjobs.progress import Finished
 
     try:
@@ -38,12 +39,13 @@ def main() -> int:
     except GptjobsError as error:
         log(f"error: {error.message}")
         finished = Finished(
-            outcome="failed", step=None, reason=error.message, hint=error.hint, exit_code=error.exit_code
-        )
+            outcome="failed", step=None, reason=error.message, hint=error.hint, exit_code=error.exit_code,
+            cause=Cause.REFUSED if error.exit_code > 1 else Cause.ERROR,
+        )  # fmt: skip
     except Exception as error:  # noqa: BLE001  # the edge of the process: the last line tells what happened
         log(traceback.format_exc())
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-        finished = Finished(outcome="failed", step=None, reason=reason, exit_code=1)
+        finished = Finished(outcome="failed", step=None, reason=reason, exit_code=1, cause=Cause.ERROR)
     report(finished)
     log(f"{finished.outcome}" + (f": {finished.reason}" if finished.reason else ""))
     return finished.exit_code

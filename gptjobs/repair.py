@@ -1,0 +1,53 @@
+"""Repair: after Redis was flushed or its volume lost, put every job on record in the storage root back into it."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from gptjobs import control, record
+from gptjobs.broker import App
+from gptjobs.errors import GptjobsError, RedisUnreachable
+from gptjobs.job import WAYS, Cause, Job
+from gptjobs.layout import Layout
+from gptjobs.store import LEASE_TTL_S, Store
+
+HOLDERS_S = LEASE_TTL_S + 2.0
+"""A trainer's holder puts its job back at its next beat; after so long without, it has none."""
+
+
+def missing(store: Store, layout: Layout, say: Callable[[str], None]) -> list[Job]:
+    """The jobs on record that Redis has not, as the storage root has them, oldest first."""
+    there = store.ids()
+    found = []
+    for path in layout.outputs.glob("*/job.json"):
+        if path.parent.name not in there:
+            try:
+                found.append(record.read_job(layout, path.parent.name))
+            except GptjobsError as error:
+                say(error.message)
+    return sorted(found, key=lambda each: each.spec.submitted_at)
+
+
+def put_back(store: Store, layout: Layout, app: App, jobs: list[Job]) -> list[Job]:
+    """Put these jobs back as they are; returns those that were still missing. Rings for the ones that wait."""
+    restored = []
+    for job in jobs:
+        if control.restore(store, layout, job):
+            restored.append(job)
+            with suppress(RedisUnreachable):  # an idle worker rings, once it answers
+                control.ring(store, app, job.spec.id)
+    return restored
+
+
+def wait_for_holders(store: Store, jobs: list[Job], tick: Callable[[], None]) -> list[Job]:
+    """Those of the jobs that no holder put back within a lease's TTL, as they are without one."""
+    deadline = time.monotonic() + HOLDERS_S
+    ids = {each.spec.id for each in jobs}
+    while ids - store.ids() and time.monotonic() < deadline:
+        tick()
+    lost = [each for each in jobs if each.spec.id not in store.ids()]
+    return [
+        replace(each, state=WAYS["release"][each.state], reason=f"lost {each.worker}", cause=Cause.LOST_HOST)
+        for each in lost
+    ]
