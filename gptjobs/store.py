@@ -41,7 +41,6 @@ from gptjobs import scripts
 from gptjobs.config import known
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
 from gptjobs.job import Cause, Fruitless, Job, JobSpec, JobState, Outcome, new_job, newest_values, plain
-from gptjobs.reference import Known, pick
 from gptjobs.settings import public
 
 JOB = "gptjobs:job:"
@@ -116,6 +115,7 @@ class Store:
             self._redis = redis.Redis.from_url(
                 url,
                 decode_responses=True,
+                encoding_errors="replace",
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
                 retry=Retry(NoBackoff(), 0),
@@ -205,6 +205,8 @@ class Store:
             record = cast(dict[str, str], self._redis.hgetall(JOB + reference))
         if record:
             return _job(record)
+        from gptjobs.reference import Known, pick
+
         jobs = self.all()
         known_jobs = [Known(each.spec.id, each.spec.name, each.spec.submitted_at) for each in jobs]
         chosen = pick(reference, known_jobs)

@@ -1,5 +1,6 @@
 """The command line: `gptjobs`. Commands import what is heavy when they run, so that help is quick."""
 
+import importlib
 import os
 import sys
 from difflib import get_close_matches
@@ -8,22 +9,7 @@ from typing import Any
 import click
 
 from gptjobs import __version__, settings
-from gptjobs.cli import (
-    checkpoints,
-    completion,
-    control,
-    data,
-    demo,
-    doctor,
-    explain,
-    jobs,
-    plot,
-    submit,
-    up,
-    watch,
-    worker,
-)
-from gptjobs.cli.follow import CTRL_C
+from gptjobs.cli.output import CTRL_C
 from gptjobs.cli.place import root_option
 from gptjobs.errors import GptjobsError
 
@@ -32,11 +18,45 @@ class ReaderGone(Exception):
     """Whoever read the output, `head` say, has enough. click would call that a failure of the command."""
 
 
+COMMANDS = {
+    "submit": "submit.group",
+    "watch": "watch.watch",
+    "list": "jobs.list_jobs",
+    "show": "show.show",
+    "logs": "logs.logs",
+    "explain": "explain.explain",
+    "wait": "wait.wait",
+    "cancel": "control.cancel",
+    "pause": "control.pause",
+    "unpause": "control.unpause",
+    "retry": "control.retry",
+    "priority": "control.priority",
+    "repair": "control.repair",
+    "plot": "plot.plot",
+    "checkpoints": "checkpoints.group",
+    "data": "data.group",
+    "worker": "worker.group",
+    "up": "up.up",
+    "demo": "demo.demo",
+    "doctor": "doctor.doctor",
+    "completion": "completion.completion",
+    "version": "up.version",
+}
+"""Each command's place in this package: it is imported when it is used. The order is that of work."""
+
+
 class Commands(click.Group):
-    """A group that lists its commands in the order of work, and says what a mistyped one may have meant."""
+    """A group that imports its commands when they are used, and says what a mistyped one may have meant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(".")
+        command: click.Command = getattr(importlib.import_module(f"gptjobs.cli.{module}"), name)
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -64,25 +84,6 @@ def gptjobs(context: click.Context) -> None:
     Redis is that of the root's own `gptjobs up`, unless GPTJOBS_REDIS_URL names one.
     """
     context.color = False if settings.no_colour() else None
-
-
-for each in (
-    submit.group,
-    watch.watch,
-    *jobs.commands,
-    *control.commands,
-    plot.plot,
-    explain.explain,
-    data.group,
-    checkpoints.group,
-    worker.group,
-    up.up,
-    demo.demo,
-    doctor.doctor,
-    completion.completion,
-    up.version,
-):
-    gptjobs.add_command(each)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -137,6 +137,3 @@ def repair(place: Place, dry_run: bool, as_json: bool) -> None:
         return
     count = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
     output.say(f"{count} {'missing in Redis' if dry_run else 'put back'}")
-
-
-commands = (cancel, pause, unpause, retry, priority, repair)

@@ -8,13 +8,13 @@ import click
 
 from gptjobs import record
 from gptjobs.cli import output
+from gptjobs.cli.output import CTRL_C
 from gptjobs.cli.place import Place
 from gptjobs.errors import JobCancelled, JobFailed, NotFound, RedisUnreachable
 from gptjobs.job import Job, JobState, plain
 from gptjobs.layout import Layout
 
 POLL_S = 0.5
-CTRL_C = 130
 LOG_BYTES = 8192
 """that are read for the end of a log"""
 

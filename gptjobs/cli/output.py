@@ -12,6 +12,8 @@ import click
 from gptjobs.job import JobState
 
 SCHEMA = 1
+CTRL_C = 130
+"""the exit code after one"""
 
 COLOURS = {
     JobState.RUNNING: "cyan",

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptjobs import record, settings
+from gptjobs import settings
 from gptjobs.cli import output
 from gptjobs.errors import GptjobsError, NotFound, RedisUnreachable
 from gptjobs.job import Job
 from gptjobs.layout import Layout
-from gptjobs.reference import jobs_on_record, pick
 from gptjobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,6 +59,9 @@ class Place:
             return Found(job=self.store.find(reference))
         except (NotFound, RedisUnreachable) as error:
             missing = error
+        from gptjobs import record
+        from gptjobs.reference import jobs_on_record, pick
+
         on_record = jobs_on_record(self.layout)
         try:
             id = pick(reference, on_record)

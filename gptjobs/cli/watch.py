@@ -11,7 +11,8 @@ import click
 
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_job
-from gptjobs.cli.follow import CTRL_C, Followed, detachable, end_of_log, exit_as
+from gptjobs.cli.follow import Followed, detachable, end_of_log, exit_as
+from gptjobs.cli.output import CTRL_C
 from gptjobs.cli.place import Place, pass_place
 from gptjobs.errors import RedisUnreachable
 from gptjobs.history import History

@@ -10,13 +10,14 @@ from click.testing import CliRunner
 
 from gptjobs.cli import gptjobs as program
 from tests.conftest import VARIABLES, Commands
+from tests.unit.test_docs import subcommands
 
 
 def commands(command: click.Command, *words: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command and group, with the words that lead to it."""
     yield words, command
     if isinstance(command, click.Group):
-        for name, each in command.commands.items():
+        for name, each in subcommands(command).items():
             yield from commands(each, *words, name)
 
 
@@ -61,7 +62,7 @@ def test_help_is_on_stdout_with_exit_code_0(gptjobs: Commands) -> None:
     done = gptjobs("--help", GPTJOBS_REDIS_URL="redis://nowhere.invalid:1/0")
     assert (done.returncode, done.stderr) == (0, "")
     listed = set(re.findall(r"^  ([a-z]+) {2,}[A-Z]", done.stdout.partition("Commands:")[2], re.M))
-    assert listed == set(program.commands)
+    assert listed == set(subcommands(program))
 
 
 def test_help_of_resume_shows_the_six_environment_variables_with_their_options(gptjobs: Commands) -> None:
