@@ -133,6 +133,9 @@ def _ask(store: Store, layout: Layout, job: Job, request: str, *, now: bool = Fa
     if job.state.is_terminal:
         return job.state
     if layout.is_there:
+        ended = record.read_outcome(layout, id)
+        if ended is not None:  # its attempt died before Redis heard of it; whoever takes the job tells
+            return ended.state
         record.ask(layout, id, request, done)
     try:
         return store.ask(request, id, done, now=now)

@@ -46,8 +46,10 @@ def wait_for_holders(store: Store, jobs: list[Job], tick: Callable[[], None]) ->
     ids = {each.spec.id for each in jobs}
     while ids - store.ids() and time.monotonic() < deadline:
         tick()
-    lost = [each for each in jobs if each.spec.id not in store.ids()]
-    return [
-        replace(each, state=WAYS["release"][each.state], reason=f"lost {each.worker}", cause=Cause.LOST_HOST)
-        for each in lost
-    ]
+    there = store.ids()
+    return [released(each) for each in jobs if each.spec.id not in there]
+
+
+def released(job: Job) -> Job:
+    """A job in work whose holder is gone."""
+    return replace(job, state=WAYS["release"][job.state], reason=f"lost {job.worker}", cause=Cause.LOST_HOST)

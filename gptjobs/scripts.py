@@ -29,6 +29,9 @@ if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return 'fenced' end
 if redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[3] then return 'fenced' end
 """
 
+# The ways by which an attempt leaves its job.
+_ENDS = "({" + ", ".join(f"{way} = {_table(WAYS[way])}" for way in ("release", "hold", *sorted(TERMINAL))) + "})"
+
 # KEYS: job, waiting, leased. ARGV: id, serial, floor, nonce, worker, device
 CLAIM = f"""
 local after = {_table(WAYS["claim"])}[redis.call('HGET', KEYS[1], 'state')]
@@ -59,11 +62,8 @@ local ended = redis.call('HGET', KEYS[1], 'ended')
 if ended and string.sub(ended, 1, #ARGV[3]) == ARGV[3] then return string.sub(ended, #ARGV[3] + 2) end
 """
     + _HOLDER_ONLY
-    + "local ways = {"
-    + ", ".join(f"{way} = {_table(WAYS[way])}" for way in ("release", "hold", *sorted(TERMINAL)))
-    + "}\n"
     + f"""
-local after, reason = ways[ARGV[4]][redis.call('HGET', KEYS[1], 'state')], ARGV[5]
+local after, reason = {_ENDS}[ARGV[4]][redis.call('HGET', KEYS[1], 'state')], ARGV[5]
 if ARGV[4] == 'release' and after ~= 'queued' then reason = after end
 redis.call('HSET', KEYS[1], 'reason', reason, 'cause', ARGV[6], 'fruitless', ARGV[7], 'nonce', '',
            'ended', ARGV[3] .. ' ' .. after)
@@ -73,15 +73,15 @@ return after
 """
 )
 
-# KEYS: job, waiting, leased. ARGV: id, token, beat, reason, cause, fruitless
+# KEYS: job, waiting, leased. ARGV: id, token, beat, way, reason, cause, fruitless
 REAP = f"""
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return nil end
 if redis.call('HGET', KEYS[1], 'beat') ~= ARGV[3] then return nil end
-local after = {_table(WAYS["release"])}[redis.call('HGET', KEYS[1], 'state')]
+local after, reason = {_ENDS}[ARGV[4]][redis.call('HGET', KEYS[1], 'state')], ARGV[5]
 if not after then return nil end
+if ARGV[4] == 'release' and after ~= 'queued' then reason = after end
 redis.call('HINCRBY', KEYS[1], 'token', 1)
-redis.call('HSET', KEYS[1], 'nonce', '', 'reason', after == 'queued' and ARGV[4] or after, 'cause', ARGV[5],
-           'fruitless', ARGV[6])
+redis.call('HSET', KEYS[1], 'nonce', '', 'reason', reason, 'cause', ARGV[6], 'fruitless', ARGV[7])
 {_ENTER}
 return after
 """

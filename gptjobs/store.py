@@ -324,7 +324,7 @@ class LeaseStore(Store):
             lease.job,
             lease.token,
             lease.nonce,
-            {JobState.QUEUED: "release", JobState.PAUSED: "hold"}.get(outcome.state, outcome.state.value),
+            _way(outcome),
             outcome.reason,
             outcome.cause or "",
             _json(fruitless),
@@ -332,16 +332,18 @@ class LeaseStore(Store):
         )
         return JobState(_held(answer))
 
-    def reap(self, job: Job, reason: str, fruitless: Fruitless) -> JobState | None:
-        """Take a dead holder's lease away; None where its token or beat is not as `job` has them."""
+    def reap(self, job: Job, outcome: Outcome, fruitless: Fruitless) -> JobState | None:
+        """Take a dead holder's lease away, with the outcome of a `finish`; None where its token or beat is not as
+        `job` has them."""
         answer = self._run(
             scripts.REAP,
             [JOB + job.spec.id, WAITING, LEASED],
             job.spec.id,
             job.token,
             job.beat,
-            reason,
-            Cause.LOST_HOST.value,
+            _way(outcome),
+            outcome.reason,
+            outcome.cause or "",
             _json(fruitless),
         )
         return None if answer is None else JobState(answer)
@@ -350,6 +352,11 @@ class LeaseStore(Store):
         """After a flush, the record of a job whose holder still trains it; False where there is one."""
         held = replace(job, token=lease.token, attempt=lease.attempt, worker=worker, used_device=device)
         return self._add(held, nonce=lease.nonce)
+
+
+def _way(outcome: Outcome) -> str:
+    """By which an attempt that ends so leaves its job, see WAYS."""
+    return {JobState.QUEUED: "release", JobState.PAUSED: "hold"}.get(outcome.state, outcome.state.value)
 
 
 def _presence(record: Mapping[str, Any]) -> Presence:

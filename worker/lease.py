@@ -99,9 +99,11 @@ class HeldLease:
             self._put_back()
 
     def _put_back(self) -> None:
-        """Redis was flushed. The highest attempt in the storage root, and only it, restores the record."""
+        """Redis was flushed. The highest attempt in the storage root, and only it, restores the record, unless others
+        ended the job."""
         job = self._spec.id
-        if checkpoint.latest_token(self._layout, job) != self.lease.token:
+        is_ended = not self._stopped.is_set() and record.read_outcome(self._layout, job) is not None
+        if is_ended or checkpoint.latest_token(self._layout, job) != self.lease.token:
             raise Fenced
         state = record.with_requests(self._layout, job, JobState.RUNNING)
         found = replace(record.read_job(self._layout, job), state=state)

@@ -121,14 +121,18 @@ class Rescue:
 
     def _reap(self, job: Job) -> None:
         station, id = self._station, job.spec.id
-        reason = f"lost {job.worker}"
+        lost = Outcome(state=JobState.QUEUED, reason=f"lost {job.worker}", cause=Cause.LOST_HOST)
+        outcome = None
+        with suppress(OSError):  # where the root does not work, the job is queued again
+            outcome = record.read_outcome(station.layout, id)  # of a holder that died before Redis heard of it
+        outcome = outcome or lost
         fruitless = count_fruitless(job.fruitless, Cause.LOST_HOST, wrote_checkpoint="checkpoint" in job.progress)
-        after = station.store.reap(job, reason, fruitless)
+        after = station.store.reap(job, outcome, fruitless)
         if after is None:
             return
-        logger.warning("job %s: %s, its lease expired: %s", id, reason, after)
-        reason = reason if after is JobState.QUEUED else after.value
-        outcome = Outcome(state=after, reason=reason, cause=Cause.LOST_HOST)
+        logger.warning("job %s: %s, its lease expired: %s", id, lost.reason, after)
+        if after is not outcome.state:
+            outcome = Outcome(state=after, reason=after.value)
         if after.is_terminal:
             with suppress(OSError):  # where the root does not work, Redis alone knows
                 record.write_outcome(station.layout, id, outcome, checkpoint.latest_token(station.layout, id))

@@ -155,6 +155,17 @@ def test_a_cancelled_job_is_not_revived_by_a_flush_and_repair(gptjobs: Commands,
     assert outcome is not None and outcome.state is JobState.CANCELLED
 
 
+def test_a_job_whose_end_is_on_record_is_not_cancelled(gptjobs: Commands, store: Store) -> None:
+    job = submitted(gptjobs)
+    lease = claimed(store, gptjobs.layout, job)
+    ended = Outcome(state=JobState.FINISHED, reason="finished")
+    record.write_outcome(gptjobs.layout, job, ended, lease.token)
+    lost = Outcome(state=JobState.QUEUED, reason="lost a@host", cause=Cause.LOST_HOST)
+    assert LeaseStore(store._url).reap(store.get(job), lost, {}) is JobState.QUEUED
+    assert gptjobs.ok("cancel", job) == f"{job}  finished"
+    assert record.asked(gptjobs.layout, job, "cancel") is None
+
+
 def test_a_wait_for_any_ends_with_the_first(gptjobs: Commands) -> None:
     first, second = submitted(gptjobs), submitted(gptjobs)
     waiting = gptjobs.start("wait", "--any", first, second, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

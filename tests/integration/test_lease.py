@@ -14,6 +14,7 @@ from gptjobs.store import Fenced, Lease, LeaseStore, Presence, RecordMissing
 JOB = "3f9a00000001"
 SPEC = JobSpec(id=JOB, kind="train", submitted_at=1.0)
 FINISHED = Outcome(state=JobState.FINISHED, reason="finished")
+LOST = Outcome(state=JobState.QUEUED, reason="lost a@host", cause=Cause.LOST_HOST)
 DRAINED = Outcome(state=JobState.QUEUED, reason="worker stopped")
 
 
@@ -175,7 +176,7 @@ def test_a_cancel_request_outlives_a_drain_that_comes_with_it(leases: LeaseStore
 
 def test_a_fenced_holder_cannot_finish(leases: LeaseStore) -> None:
     frozen = claim(leases)
-    assert leases.reap(leases.get(JOB), "lost a@host", {}) is JobState.QUEUED
+    assert leases.reap(leases.get(JOB), LOST, {}) is JobState.QUEUED
     heir = claim(leases, serial=2, nonce="n2", worker="b@host")
     with pytest.raises(Fenced):
         leases.finish(frozen, FINISHED, fruitless={}, progress={"tokens": 666})
@@ -187,7 +188,7 @@ def test_a_fenced_holder_cannot_finish(leases: LeaseStore) -> None:
 
 def test_a_reaped_lease_is_fenced_before_anybody_claims_it_again(leases: LeaseStore) -> None:
     lease = claim(leases)
-    leases.reap(leases.get(JOB), "lost a@host", {})
+    leases.reap(leases.get(JOB), LOST, {})
     with pytest.raises(Fenced):
         leases.renew(lease, None)
 
@@ -203,7 +204,7 @@ def test_a_reaped_lease_is_fenced_before_anybody_claims_it_again(leases: LeaseSt
 def test_a_reaped_job_goes_where_it_was_asked_to_go(leases: LeaseStore, state: JobState, after: JobState) -> None:
     lease = brought_to(leases, state)
     assert lease is not None
-    assert leases.reap(leases.get(JOB), "lost a@host", {}) is after
+    assert leases.reap(leases.get(JOB), LOST, {}) is after
     job = leases.get(JOB)
     assert (job.state, job.cause, job.token > lease.token) == (after, Cause.LOST_HOST, True)
     assert job.reason == ("lost a@host" if after is JobState.QUEUED else after.value)
@@ -216,17 +217,17 @@ def test_a_beat_since_the_reaper_looked_saves_the_lease(leases: LeaseStore) -> N
     lease = claim(leases)
     seen = leases.get(JOB)
     leases.renew(lease, None)
-    assert leases.reap(seen, "lost a@host", {}) is None
+    assert leases.reap(seen, LOST, {}) is None
     assert leases.renew(lease, None) == (JobState.RUNNING, False)
 
 
 def test_a_new_holder_since_the_reaper_looked_saves_the_lease(leases: LeaseStore) -> None:
     claim(leases)
     seen = leases.get(JOB)
-    leases.reap(seen, "lost a@host", {})
+    leases.reap(seen, LOST, {})
     heir = claim(leases, serial=2, nonce="n2")
     assert leases.get(JOB).beat == seen.beat
-    assert leases.reap(seen, "lost a@host", {}) is None
+    assert leases.reap(seen, LOST, {}) is None
     assert leases.renew(heir, None) == (JobState.RUNNING, False)
 
 
@@ -234,7 +235,7 @@ def test_a_new_holder_since_the_reaper_looked_saves_the_lease(leases: LeaseStore
 def test_a_job_without_a_trainer_is_not_reaped(leases: LeaseStore, state: JobState) -> None:
     brought_to(leases, state)
     before = leases.get(JOB)
-    assert leases.reap(before, "lost a@host", {}) is None
+    assert leases.reap(before, LOST, {}) is None
     assert leases.get(JOB) == before
 
 
@@ -334,7 +335,7 @@ def test_a_flushed_record_is_put_back_once(leases: LeaseStore) -> None:
     job = leases.get(JOB)
     assert (job.spec, job.token, job.worker, job.progress) == (SPEC, lease.token, "a@host", {"tokens": 10})
     assert [each.spec.id for each in leases.leased()] == [each.spec.id for each in leases.all()] == [JOB]
-    assert leases.reap(leases.get(JOB), "lost a@host", {}) is JobState.QUEUED
+    assert leases.reap(leases.get(JOB), LOST, {}) is JobState.QUEUED
 
 
 def test_an_end_whose_answer_was_lost_is_said_again_and_stands(leases: LeaseStore) -> None:
@@ -411,3 +412,9 @@ def test_a_worker_that_is_none_hides_no_other(leases: LeaseStore, record: str) -
     )
     leases._redis.set("gptjobs:worker:b@host", json.dumps(content) if content else record)
     assert leases.workers() == [here]
+
+
+def test_a_lost_holder_that_wrote_its_end_down_ended_its_job_whatever_was_asked_meanwhile(leases: LeaseStore) -> None:
+    brought_to(leases, JobState.CANCELLING)
+    assert leases.reap(leases.get(JOB), FINISHED, {}) is JobState.FINISHED
+    assert leases.waiting() == leases.leased() == []

@@ -144,7 +144,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule(job=seen)
     def reap(self, job: Job) -> None:
         moved = (job.token, job.beat) != (self.leases.get(JOB).token, self.leases.get(JOB).beat)
-        assert self.leases.reap(job, "lost", {}) is None or not moved
+        assert self.leases.reap(job, Outcome(state=JobState.QUEUED, reason="lost"), {}) is None or not moved
 
     @rule(way=st.sampled_from(("cancel", "pause", "unpause")))
     def ask(self, way: str) -> None:
