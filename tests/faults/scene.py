@@ -166,6 +166,10 @@ class Scene:
         eventually(lambda: max(self.saved(job), default=0) >= step, limit_s)
         return self.saved(job)[-1]
 
+    def written(self, job: str, *, token: int) -> int:
+        """How many checkpoints an attempt wrote, whether they count or not."""
+        return sum(each.manifest.token == token for each in checkpoint.of_job(self.layout, job))
+
     def starts(self, job: str) -> list[int]:
         """The step from which each attempt started."""
         return [each.start_step for each in checkpoint.attempts(self.layout, job)]
@@ -218,6 +222,19 @@ class Scene:
     def open(self, gate: str) -> None:
         """Let the trainers go on that wait for it."""
         (self.layout.root / gate).touch()
+
+    def lose(self, worker: Worker, job: str, *, spare: int | None = None) -> None:
+        """Kill a worker and the job's trainers at one blow, as the loss of a host does; not the one to spare."""
+        victims = [each for each in self.trainers(job) if each != spare]
+        worker.kill()
+        for each in victims:
+            os.kill(each, signal.SIGKILL)
+
+    def lose_doorbells(self) -> None:
+        """Delete every message that waits."""
+        redis = self.store._redis
+        for key in redis.scan_iter(_type="list"):
+            redis.delete(key)
 
     def start(self, *command: str, **options: Any) -> "subprocess.Popen[bytes]":
         """Start a command of gptjobs, which ends with the test."""

@@ -82,12 +82,11 @@ def test_what_a_closed_lid_wakes_up_to_write_does_not_count(scene: Scene) -> Non
     token = scene.trains(job, token=2)
 
     os.kill(trainer, signal.SIGCONT)
-    eventually(lambda: {each.manifest.token for each in checkpoint.of_job(scene.layout, job)} == {1, token})
+    before = scene.written(job, token=1)
+    eventually(lambda: scene.written(job, token=1) > before)
     time.sleep(5)
     first.thaw()
     eventually(lambda: trainer not in scene.trainers(job))
-    late = [each.manifest for each in checkpoint.of_job(scene.layout, job) if each.manifest.token == 1]
-    assert max(each.step for each in late) > 1
     assert {each.manifest.token for each in checkpoint.counting(scene.layout, job)[1:]} == {token}
     assert "fenced" in first.log
     assert scene.job(job).attempt == 2 and scene.job(job).worker == scene.presence("second").name
