@@ -166,6 +166,11 @@ class Scene:
         eventually(lambda: max(self.saved(job), default=0) >= step, limit_s)
         return self.saved(job)[-1]
 
+    def was_trained_once(self, job: str) -> bool:
+        """Whether no two attempts trained the job at once: each began after the one before it made its last step."""
+        tokens = [token for token, _ in self.steps(job)]
+        return tokens == sorted(tokens)
+
     def written(self, job: str, *, token: int) -> int:
         """How many checkpoints an attempt wrote, whether they count or not."""
         return sum(each.manifest.token == token for each in checkpoint.of_job(self.layout, job))
