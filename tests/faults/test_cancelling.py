@@ -61,7 +61,9 @@ def test_a_cancel_that_races_with_the_end_leaves_one_terminal_state(scene: Scene
         assert scene.state(job) == scene.outcome(job)
 
 
-@pytest.mark.parametrize("when", ["before the holder dies", "after the holder died"])
+@pytest.mark.parametrize(
+    "when", [pytest.param("before the holder dies", marks=pytest.mark.long), "after the holder died"]
+)
 def test_a_job_cancelled_while_its_host_is_lost_is_cancelled_by_another(scene: Scene, when: str) -> None:
     first = scene.worker("first")
     job = scene.submit(["step", "checkpoint", "hang"], TRAINS_ON)

@@ -10,7 +10,7 @@ from tests.conftest import eventually
 from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene
 
-FAULT_S = 15.0
+FAULT_S = 12.0
 
 
 def cut_every_3_s(proxy: Proxy) -> None:
@@ -34,7 +34,7 @@ def swallow(proxy: Proxy, seconds: float) -> None:
     "fault",
     [
         cut_every_3_s,
-        delay_by_2_s,
+        pytest.param(delay_by_2_s, marks=pytest.mark.long),
         pytest.param(partial(swallow, seconds=30), id="swallow_for_30_s", marks=pytest.mark.long),
     ],
 )

@@ -46,7 +46,9 @@ def test_a_trainer_killed_20_times_ends_with_the_weights_of_an_undisturbed_job(
     assert ends[0].manifest.sha256 == ends[1].manifest.sha256
 
 
-@pytest.mark.parametrize("victims", ["worker", "worker and trainer", "in mid-save"])
+@pytest.mark.parametrize(
+    "victims", [pytest.param("worker", marks=pytest.mark.long), "worker and trainer", "in mid-save"]
+)
 def test_a_killed_workers_job_trains_elsewhere_within_20_s(scene: Scene, victims: str) -> None:
     first = scene.worker("first")
     middle = ["torn", "wait never"] if victims == "in mid-save" else TRAINS_ON
@@ -135,8 +137,7 @@ def test_a_reaper_that_was_paused_for_longer_than_a_ttl_takes_nobodys_live_lease
     job = scene.submit(TRAINS_ON)
     scene.trains(job)
     reaper = scene.worker("reaper")
-    eventually(lambda: reaper.name in scene.presence("reaper").name)
-    time.sleep(2)  # it has seen the beat at which all of them freeze
+    time.sleep(2)  # it looks every second
     holder.freeze()
     time.sleep(1.5)
     reaper.freeze()
@@ -149,7 +150,7 @@ def test_a_reaper_that_was_paused_for_longer_than_a_ttl_takes_nobodys_live_lease
     assert scene.job(job).attempt == scene.job(job).token == 1
 
 
-@pytest.mark.parametrize("jump_s", [600, -600])
+@pytest.mark.parametrize("jump_s", [600, pytest.param(-600, marks=pytest.mark.long)])
 def test_clocks_that_jump_ten_minutes_lose_no_lease_and_keep_none(scene: Scene, jump_s: int) -> None:
     holder = scene.worker("holder")
     job = scene.submit(TRAINS_ON)

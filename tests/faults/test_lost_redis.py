@@ -143,6 +143,7 @@ def test_a_flush_costs_no_running_job_and_no_job_that_comes_after(scene: Scene) 
     assert {each.spec.id for each in scene.store.all()} == {job, after}
 
 
+@pytest.mark.long
 def test_an_old_attempt_that_wakes_after_a_flush_stays_fenced(scene: Scene) -> None:
     first, trainer, job = frozen(scene)
     token = scene.job(job).token

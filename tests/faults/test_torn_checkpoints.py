@@ -34,7 +34,11 @@ def test_a_trainer_killed_between_any_two_steps_of_a_checkpoints_writing_leaves_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     operations = [line.split()[1] for line in done.stdout.splitlines()]
-    assert operations.count("os.link") == 2 and "write" in operations
+    named = [number for number, operation in enumerate(operations) if operation == "os.link"]
+    assert len(named) == 2 and "write" in operations
+    for each in named:
+        assert operations[each - 1] == "fsync"  # the file, before it has its name
+        assert "fsync" in operations[each : each + 4]  # the folder, after
 
     counts = []
     for killed_before in range(1, len(operations) + 2):
@@ -48,7 +52,7 @@ def test_a_trainer_killed_between_any_two_steps_of_a_checkpoints_writing_leaves_
         assert left == {file.name for path in committed for file in (path, path.with_suffix(".json"))}
     assert counts == sorted(counts) and set(counts) == {1, 2}
     # this one counts from the moment that its manifest has its name
-    assert counts.index(2) == len(operations) - operations[::-1].index("os.link")
+    assert counts.index(2) == named[1] + 1
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a truncation"])

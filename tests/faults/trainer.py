@@ -10,7 +10,6 @@ also for all after it), each of these words:
     wait NAME   until the file NAME is in the storage root
     crash       exit with 3, without a last line
     hang        live on in silence
-    sleep S     so many seconds
 
 Each step is written to `trace/<job>.jsonl`. The weights are a hash over all steps since the first one, so that a step
 that is lost, doubled or trained from the wrong checkpoint changes them.
@@ -28,7 +27,7 @@ from gptjobs import checkpoint, durable
 from gptjobs.checkpoint import Checkpoint, Cursor, Losses, Manifest, manifest_path
 from gptjobs.config import Plan
 from gptjobs.layout import Layout, checkpoint_name
-from gptjobs.progress import CheckpointWritten, Finished, Progress, StageBegan
+from gptjobs.progress import CheckpointWritten, Finished, Progress, StageBegan, TrainerOutcome
 from worker.child import Report, Stop, mind_the_leash
 
 PACE_S = 0.05
@@ -49,6 +48,8 @@ def _trained(weights: str, step: int) -> str:
 
 
 class Trainer:
+    """An attempt's state, and what each word of a script does to it."""
+
     def __init__(self, layout: Layout, plan: Plan, token: int, start: Checkpoint | None) -> None:
         self._layout, self._plan, self._token = layout, plan, token
         self.report, self.stop = Report(), Stop().listen()
@@ -69,7 +70,7 @@ class Trainer:
                 return self._ended("stopped")
         return self._ended("finished")
 
-    def _ended(self, outcome: "Finished.outcome") -> Finished:  # type: ignore[name-defined]
+    def _ended(self, outcome: TrainerOutcome) -> Finished:
         if self._written != self.step:
             self._checkpoint()
         return Finished(outcome=outcome, step=self.step)
@@ -140,9 +141,6 @@ class Trainer:
     def _hang(self) -> None:
         while True:
             time.sleep(1.0)
-
-    def _sleep(self, seconds: str) -> None:
-        time.sleep(float(seconds))
 
 
 def main() -> int:
