@@ -10,7 +10,7 @@ from tests.conftest import eventually
 from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene
 
-FAULT_S = 12.0
+FAULT_S = 10.0
 
 
 def cut_every_3_s(proxy: Proxy) -> None:

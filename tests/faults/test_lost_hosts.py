@@ -47,7 +47,12 @@ def test_a_trainer_killed_20_times_ends_with_the_weights_of_an_undisturbed_job(
 
 
 @pytest.mark.parametrize(
-    "victims", [pytest.param("worker", marks=pytest.mark.long), "worker and trainer", "in mid-save"]
+    "victims",
+    [
+        pytest.param("worker", marks=pytest.mark.long),
+        pytest.param("worker and trainer", marks=pytest.mark.long),
+        "in mid-save",
+    ],
 )
 def test_a_killed_workers_job_trains_elsewhere_within_20_s(scene: Scene, victims: str) -> None:
     first = scene.worker("first")

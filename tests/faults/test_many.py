@@ -1,7 +1,6 @@
 """Many jobs and many who submit: each is there once, and done once."""
 
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +11,7 @@ from tests.faults.scene import Scene
 
 JOBS, WORKERS = 1000, 10
 LIST_S = 0.3
+"""for the jobs, besides what starting a command takes"""
 
 
 def test_two_submits_of_the_same_thing_at_once_are_two_jobs(scene: Scene) -> None:
@@ -29,7 +29,7 @@ def test_two_submits_of_the_same_thing_at_once_are_two_jobs(scene: Scene) -> Non
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_1000_jobs_on_10_workers_are_each_done_once(scene: Scene) -> None:
-    scene.script(["step"])
+    empty_s = seconds_to_list(scene)
     app = broker.connect(scene.server.url)
     template = scene.job(scene.submit(["step"], steps=1)).spec
     for number in range(1, JOBS):
@@ -40,7 +40,7 @@ def test_1000_jobs_on_10_workers_are_each_done_once(scene: Scene) -> None:
     jobs = [each.spec.id for each in scene.store.all()]
     assert len(jobs) == JOBS
     assert len(scene.gptjobs.ok("list").splitlines()) == JOBS + 1
-    assert min(seconds_of(lambda: scene.gptjobs.ok("list")) for _ in range(3)) < LIST_S
+    assert seconds_to_list(scene) - empty_s < LIST_S
     for number in range(WORKERS):
         scene.worker(f"worker{number}")
     eventually(lambda: all(each.state.is_terminal for each in scene.store.all()), 800)
@@ -49,7 +49,11 @@ def test_1000_jobs_on_10_workers_are_each_done_once(scene: Scene) -> None:
     assert len({scene.job(job).worker for job in jobs}) == WORKERS
 
 
-def seconds_of(do: Callable[[], object]) -> float:
-    began = time.monotonic()
-    do()
-    return time.monotonic() - began
+def seconds_to_list(scene: Scene) -> float:
+    """Of several times the least."""
+    taken = []
+    for _ in range(5):
+        began = time.monotonic()
+        scene.gptjobs.ok("list")
+        taken.append(time.monotonic() - began)
+    return min(taken)
