@@ -17,9 +17,7 @@ class Proxy:
     def __init__(self, server_url: str) -> None:
         parts = urlsplit(server_url)
         self._host, self._port = parts.hostname, parts.port
-        self._latency_s, self._refuses = 0.0, False
-        self._passes = threading.Event()
-        self._passes.set()
+        self._latency_s, self._holds, self._refuses = 0.0, False, False
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -38,18 +36,17 @@ class Proxy:
         self._refuses = True
         self.cut()
 
-    def swallow(self) -> None:
+    def hold(self) -> None:
         """A black hole: connections stay open and new ones are taken, but nothing comes through before it is mended."""
-        self._passes.clear()
+        self._holds = True
 
     def delay(self, seconds: float) -> None:
         """Hold every answer back for so long."""
         self._latency_s = seconds
 
     def mend(self) -> None:
-        """Pass everything on again, at first what was swallowed: it comes late, as a network brings it."""
-        self._latency_s, self._refuses = 0.0, False
-        self._passes.set()
+        """Pass everything on again, at first what was held: it comes late, as a network brings it."""
+        self._latency_s, self._holds, self._refuses = 0.0, False, False
 
     def close(self) -> None:
         self.refuse()
@@ -62,17 +59,14 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
         try:
             if self._refuses:
-                return
+                raise ConnectionRefusedError
             server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
         except OSError:
+            writer.close()
             return
-        finally:
-            if self._refuses:
-                writer.close()
-        self._writers.add(server_writer)
+        self._writers |= {writer, server_writer}
         for source, target, is_answer in ((reader, server_writer, False), (server_reader, writer, True)):
             pump = asyncio.ensure_future(self._pump(source, target, is_answer))
             self._pumps.add(pump)
@@ -83,7 +77,7 @@ class Proxy:
             while content := await source.read(_READ_BYTES):
                 if is_answer and self._latency_s:
                     await asyncio.sleep(self._latency_s)
-                while not self._passes.is_set():
+                while self._holds:
                     await asyncio.sleep(_LOOK_S)
                 target.write(content)
                 await target.drain()

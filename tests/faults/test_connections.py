@@ -1,4 +1,4 @@
-"""Connections that are cut, slow or swallowed between everybody and Redis: nothing is lost, nothing is doubled."""
+"""Connections that are cut, slow or stalled between everybody and Redis: nothing is lost, nothing is doubled."""
 
 import time
 from collections.abc import Callable
@@ -25,8 +25,8 @@ def delay_by_2_s(proxy: Proxy) -> None:
     time.sleep(FAULT_S)
 
 
-def swallow(proxy: Proxy, seconds: float) -> None:
-    proxy.swallow()
+def black_hole(proxy: Proxy, seconds: float) -> None:
+    proxy.hold()
     time.sleep(seconds)
 
 
@@ -35,7 +35,7 @@ def swallow(proxy: Proxy, seconds: float) -> None:
     [
         cut_every_3_s,
         pytest.param(delay_by_2_s, marks=pytest.mark.long),
-        pytest.param(partial(swallow, seconds=30), id="swallow_for_30_s", marks=pytest.mark.long),
+        pytest.param(partial(black_hole, seconds=30), id="black_hole_for_30_s", marks=pytest.mark.long),
     ],
 )
 def test_a_faulty_network_loses_and_doubles_nothing(scene: Scene, fault: Callable[[Proxy], None]) -> None:

@@ -145,8 +145,9 @@ def test_a_worker_told_to_stop_while_redis_is_away_exits_with_0_and_its_checkpoi
 
 @pytest.mark.long
 def test_a_job_ten_times_longer_than_the_visibility_timeout_has_one_attempt(scene: Scene) -> None:
+    eager = {f"kombu.transport.redis.Channel.unacked_restore_{name}": 1 for name in ("interval", "throttle")}
     for name in ("first", "second"):
-        scene.worker(name, changes={"gptjobs.broker._YEARS_S": 5})
+        scene.worker(name, changes={"gptjobs.broker._YEARS_S": 5, **eager})
     job = scene.submit(TRAINS_ON, steps=1000)
     assert scene.ends(job, 120) == "finished"
     assert scene.steps(job) == [(1, step) for step in range(1, 1001)]

@@ -100,7 +100,7 @@ def test_one_worker_cut_off_from_redis_works_in_vain_and_stops_when_it_is_back(s
     scene.worker("second")
     trainer = scene.trainer(job)
     if away_s:
-        first.proxy.swallow()
+        first.proxy.hold()
     else:
         first.proxy.refuse()
     token = scene.trains(job, token=2, limit_s=TAKEN_OVER_S)

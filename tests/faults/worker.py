@@ -1,11 +1,11 @@
 """`python -m tests.faults.worker CHANGES …`: the real worker, whose trainers follow scripts.
 
-CHANGES is JSON: constants by their full name to other values, such as `{"worker.supervisor.HANG_LIMIT_S": 2}`. The
+CHANGES is JSON: constants, by their full names, to other values, such as `{"worker.supervisor.HANG_LIMIT_S": 2}`. The
 wall clock, and nothing but it, is ahead of the host's by the seconds in the file `clock-NAME` of the storage root.
 """
 
-import importlib
 import json
+import pkgutil
 import sys
 import threading
 import time
@@ -40,9 +40,9 @@ def follow_the_clock(file: Path) -> None:
 def main() -> int:
     changes = json.loads(sys.argv.pop(1))
     for name, value in changes.items():
-        module, _, constant = name.rpartition(".")
-        assert hasattr(importlib.import_module(module), constant)
-        setattr(importlib.import_module(module), constant, value)
+        owner, _, constant = name.rpartition(".")
+        assert hasattr(pkgutil.resolve_name(owner), constant)
+        setattr(pkgutil.resolve_name(owner), constant, value)
     attempt.trainer_command = scripted
     name = sys.argv[sys.argv.index("--name") + 1]
     follow_the_clock(settings.load().root / f"clock-{name}")
