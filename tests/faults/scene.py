@@ -22,6 +22,8 @@ from tests.faults import trainer
 from tests.faults.proxy import Proxy
 
 REPOSITORY = Path(__file__).parents[2]
+TTL_S = 10.0
+"""that a beat may stand still"""
 TAKEN_OVER_S = 20.0
 """in which a job trains again after the loss of its host"""
 TRAINS_ON = ["train"]

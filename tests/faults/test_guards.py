@@ -42,11 +42,6 @@ GUARDS = (
         f"{LEASE}::test_nobody_but_the_holder_renews_or_finishes",
     ),
     Guard(
-        "the state check in claim", "gptjobs/scripts.py",
-        "if redis.call('HGET', KEYS[1], 'state') ~= 'queued' then return nil end\n", "",
-        f"{LEASE}::test_only_a_queued_job_is_claimed",
-    ),
-    Guard(
         "the serial check in claim", "gptjobs/scripts.py",
         "if redis.call('HGET', KEYS[1], 'serial') ~= ARGV[2] then return nil end\n", "",
         f"{LEASE}::test_a_doorbell_with_another_serial_is_ignored",

@@ -11,8 +11,7 @@ from gptjobs import checkpoint
 from tests.conftest import Commands, Workers, eventually
 from tests.e2e.test_loss_of_hosts import LONG as REAL
 from tests.e2e.test_loss_of_hosts import newest_step, trainers
-from tests.faults.scene import TAKEN_OVER_S, TRAINS_ON, Scene, seconds_until
-from worker.rescue import TTL_S
+from tests.faults.scene import TAKEN_OVER_S, TRAINS_ON, TTL_S, Scene, seconds_until
 
 
 def test_a_scripted_job_loses_exactly_the_steps_since_its_last_checkpoint(scene: Scene) -> None:
