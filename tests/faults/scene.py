@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gptjobs import checkpoint, record
+from gptjobs import broker, checkpoint, record
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.data import tokens
-from gptjobs.job import Job
+from gptjobs.job import ANY, Job
 from gptjobs.layout import Layout
 from gptjobs.store import Presence, Store
 from tests.conftest import Commands, eventually, start_server
@@ -91,6 +91,7 @@ class Scene:
         tokens.prepare(layout, source, tokens.digest_of(source), "bytes")
         self.server = Server(folder)
         self.store = Store(self.server.url)
+        self._app = broker.connect(self.server.url)
         self.gptjobs = Commands(layout, self.server.url)
         self.workers: list[Worker] = []
         self.proxies: list[Proxy] = []
@@ -236,6 +237,10 @@ class Scene:
         worker.kill()
         for each in victims:
             os.kill(each, signal.SIGKILL)
+
+    def ring(self, job: str, serial: int) -> None:
+        """Ring for a job, whatever its record says."""
+        self._app.send_task(broker.TASK, args=[job, serial], task_id=job, queue=ANY)
 
     def lose_doorbells(self) -> None:
         """Delete every message that waits."""

@@ -5,7 +5,6 @@ import signal
 
 import pytest
 
-from gptjobs import broker
 from tests.conftest import eventually
 from tests.faults.scene import TRAINS_ON, Scene
 
@@ -13,10 +12,8 @@ from tests.faults.scene import TRAINS_ON, Scene
 def stays_cancelled(scene: Scene, job: str) -> bool:
     """Whether the job is over for good: a worker that is rung for it trains another one, and not this one."""
     trained = scene.steps(job)
-    found = scene.job(job)
-    app = broker.connect(scene.server.url)
-    for serial in range(found.serial + 2):
-        broker.ring(app, found.spec, serial)
+    for serial in range(scene.job(job).serial + 2):
+        scene.ring(job, serial)
     probe = scene.submit(["step"], name="probe", steps=1)
     assert scene.ends(probe) == "finished"
     assert scene.state(job) == scene.outcome(job) == "cancelled"
@@ -52,7 +49,7 @@ def test_a_cancel_that_races_with_the_end_leaves_one_terminal_state(scene: Scene
         scene.trains(job)
         command = scene.start("cancel", job)
         if number % 2:
-            eventually(lambda job=job: scene.layout.cancel_file(job).exists())
+            eventually(lambda job=job: (scene.layout.job_outputs(job) / "cancel.json").exists())
         scene.open(f"gate{number}")
         assert command.wait(30) == 0
     for job in jobs:
