@@ -1,9 +1,9 @@
-# make setup | demo | test, on a machine with Python >= 3.11 and make
+# make setup | demo | test | faults, on a machine with Python >= 3.11 and make
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test unit lint clean
+.PHONY: setup demo test unit faults lint clean
 
 setup: .venv/ready
 
@@ -20,10 +20,13 @@ demo: setup
 	$(BIN)/gptjobs demo
 
 test: setup lint
-	$(BIN)/pytest -q -rs
+	$(BIN)/pytest -q -rs -m "not long"
 
 unit: setup
 	$(BIN)/pytest -q tests/unit
+
+faults: setup
+	$(BIN)/pytest -q -rs tests/faults
 
 lint: setup
 	$(BIN)/ruff check .

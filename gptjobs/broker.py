@@ -49,6 +49,7 @@ def connect(redis_url: str) -> Celery:
         task_default_queue=ANY,
         task_send_sent_event=True,
         task_serializer="json",
+        worker_cancel_long_running_tasks_on_connection_loss=True,  # those acknowledged late: none; else it warns
         worker_disable_prefetch=True,
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=1,

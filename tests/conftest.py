@@ -57,12 +57,12 @@ def layout(tmp_path: Path) -> Layout:
     return made
 
 
-def start_server(folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
-    """A real server that answers, and its URL."""
-    port = _free_port()
+def start_server(folder: Path, *options: str, port: int | None = None) -> "tuple[subprocess.Popen[bytes], str]":
+    """A real server that answers, and its URL; on a free port unless one is given."""
+    port = port or _free_port()
     command = [str(_server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "secret"]
     process = subprocess.Popen(
-        [*command, "--save", "", "--dir", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "--save", "", "--dir", str(folder), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     url = f"redis://:secret@127.0.0.1:{port}/0"
 

@@ -175,17 +175,21 @@ class HangWatch:
     def __init__(self) -> None:
         self._stage = "loading"
         self._heard_at = time.monotonic()
-        self._last: tuple[int, float] | None = None
+        self._last_step: int | None = None
+        self._trained_s = 0.0
+        """since the last step that was reported, without other stages"""
         self._step_seconds: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
 
     def note(self, line: Line, now: float) -> None:
+        if self._stage == "training":
+            self._trained_s += now - self._heard_at
         self._heard_at = now
         if isinstance(line, StageBegan):
-            self._stage, self._last = line.stage, None
+            self._stage = line.stage
         elif isinstance(line, Progress):
-            if self._last is not None and line.step > self._last[0]:
-                self._step_seconds.append((now - self._last[1]) / (line.step - self._last[0]))
-            self._last = (line.step, now)
+            if self._last_step is not None and line.step > self._last_step:
+                self._step_seconds.append(self._trained_s / (line.step - self._last_step))
+            self._last_step, self._trained_s = line.step, 0.0
 
     def is_over(self, now: float) -> bool:
         if self._stage != "training":

@@ -68,6 +68,20 @@ def test_the_time_of_an_evaluation_is_not_that_of_a_step():
     assert patience.is_over(1003.0 + HANG_LIMIT_S)
 
 
+def test_a_trainer_that_saves_and_evaluates_at_every_line_has_its_steps_timed_all_the_same():
+    patience = HangWatch()
+    patience.note(StageBegan(stage="training"), 0.0)
+    for number in range(1, 9):
+        began = number * 1000.0
+        patience.note(StageBegan(stage="evaluating"), began)
+        patience.note(StageBegan(stage="training"), began + 300.0)
+        patience.note(step(number), began + 300.0)
+        patience.note(StageBegan(stage="saving"), began + 300.0)
+        patience.note(StageBegan(stage="training"), began + 900.0)
+    assert not patience.is_over(8900.0 + HANG_STEPS * 100.0)
+    assert patience.is_over(8900.1 + HANG_STEPS * 100.0)
+
+
 def test_a_second_line_of_one_step_divides_by_nothing():
     assert not trained((1, 0.0), (1, 5.0)).is_over(6.0)
 
