@@ -41,7 +41,7 @@ from gptjobs import scripts
 from gptjobs.config import known
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
 from gptjobs.job import Cause, Fruitless, Job, JobSpec, JobState, Outcome, new_job, newest_values, plain
-from gptjobs.settings import public
+from gptjobs.settings import URL_FORMS, address, public
 
 JOB = "gptjobs:job:"
 JOBS = "gptjobs:jobs"
@@ -111,19 +111,16 @@ class Store:
 
     def __init__(self, url: str, *, timeout: float = CLIENT_TIMEOUT_S) -> None:
         self._url = url
-        try:
-            self._redis = redis.Redis.from_url(
-                url,
-                decode_responses=True,
-                encoding_errors="replace",
-                socket_timeout=timeout,
-                socket_connect_timeout=timeout,
-                retry=Retry(NoBackoff(), 0),
-            )
-        except ValueError as error:
-            raise RedisUnreachable(
-                f"the Redis URL cannot be read: {public(url)}", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:6379/0"
-            ) from error
+        where = address(url)
+        self._redis = redis.Redis.from_url(
+            where.url,
+            decode_responses=True,
+            encoding_errors="replace",
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            **where.tls,
+        )
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -133,15 +130,23 @@ class Store:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> Exception:
-        at = f"Redis at {public(self._url)}"
-        if isinstance(error, redis.AuthenticationError) or "NOAUTH" in str(error):
-            return RedisRefused(f"{at} refuses the password", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:PORT/0")
+        at, said = f"Redis at {public(self._url)}", str(error)
+        if isinstance(error, redis.AuthenticationError) or "NOAUTH" in said:
+            return RedisRefused(f"{at} refuses the user or the password", hint=URL_FORMS)
+        if isinstance(error, redis.exceptions.NoPermissionError):
+            return RedisRefused(f"{at} forbids this to its user: {error}", hint="docs/security.md: who may do what")
         if isinstance(error, redis.ResponseError):
             return RedisRefused(f"{at} does not take the command: {error}", hint="see GPTJOBS_REDIS_URL")
-        return RedisUnreachable(
-            f"{at} does not answer: {error}",
-            hint="gptjobs up starts one, in the storage root (--root); GPTJOBS_REDIS_URL names another",
-        )
+        if "CERTIFICATE_VERIFY_FAILED" in said:
+            why = said.partition("certificate verify failed: ")[2].partition(" (_ssl")[0]
+            return RedisUnreachable(
+                f"{at} shows a certificate that is not trusted: {why}",
+                hint="GPTJOBS_REDIS_URL=rediss://…?ssl_ca_certs=FILE, the authority that signed it",
+            )
+        hint = "gptjobs up starts one, in the storage root (--root); GPTJOBS_REDIS_URL names another"
+        if self._url.startswith("rediss:"):
+            hint = "does it listen for TLS there? Where it asks for a client's certificate: ssl_certfile=, ssl_keyfile="
+        return RedisUnreachable(f"{at} does not answer: {error}", hint=hint)
 
     def _run(self, script: str, keys: list[str], *arguments: Any) -> Any:
         with self._reaching():
