@@ -17,7 +17,7 @@ from gptjobs.cli import screen
 from gptjobs.cli.watch import in_one_line
 from gptjobs.flower import pages
 from gptjobs.flower.task import JobTask
-from gptjobs.job import JobSpec, JobState, plain
+from gptjobs.job import Job, JobSpec, JobState, plain
 from gptjobs.layout import Layout
 from gptjobs.store import JOB, JOBS, LEASED, WAITING, WORKER, Store
 from tests.conftest import Commands, Workers, eventually
@@ -39,7 +39,6 @@ def override(name: Any, value: Any, origin: Any = "--x") -> dict[str, Any]:
 
 SPECS: dict[str, dict[str, Any]] = {
     "id": {"id": "../../outside"},
-    "idofanother": {"id": "victim"},
     "kind": {"kind": ESCAPE},
     "kindtype": {"kind": ["train"]},
     "name": {"name": f"../{ESCAPE}"},
@@ -154,6 +153,7 @@ def test_no_record_in_redis_harms_a_worker_or_leaves_the_root(
     before = beside(gptjobs.layout.root)
     for id in ids:
         write(door, id, record_of(id, SPECS.get(id, NO_DATA), RECORDS.get(id, {})))
+    write(door, "another", record_of(victim, NO_DATA, {}) | {"token": 7})
     for id, fields in RECORDS.items():
         write(door, f"{id}.leased", record_of(f"{id}.leased", NO_DATA, {"state": "running", **fields}), among=LEASED)
     door.set(JOB + "noHash", "x")
@@ -165,13 +165,13 @@ def test_no_record_in_redis_harms_a_worker_or_leaves_the_root(
     with app.connection_for_write() as connection, connection.channel() as channel:
         producer = Producer(channel)
         nonsense = [["a"], 1], [{}, "x"], [ESCAPE, 1], ["reason", {}], [], [1, 2, 3], ["../../x", 1]
-        for arguments in (*([id, 1] for id in ids), *nonsense):
+        for arguments in (*([id, 1] for id in (*ids, "another")), *nonsense):
             app.send_task(broker.TASK, args=arguments, queue="any", producer=producer)
 
     good = gptjobs.ok("submit", "train", "-q", *TINY)
     gptjobs.ok("wait", good, "--timeout", "90")
     assert worker.poll() is None
-    taken = {job.spec.id: job for job in eventually(lambda: none_waits(store, victim))}
+    taken = {job.spec.id: job for job in eventually(lambda: ended(store, victim))}
     for id in ("parentup", "parentabsolute", "parentlink", "dataup", "dataabsolute", "datalink"):
         assert taken[id].state is JobState.FAILED
         assert "leads out of the storage root" in (taken[id].reason or "")
@@ -179,6 +179,7 @@ def test_no_record_in_redis_harms_a_worker_or_leaves_the_root(
     for id in ("text", "bool", "giant", "nan", "list", "steps"):
         assert id not in taken or taken[id].state is JobState.FAILED
     assert store.get(victim).state is JobState.QUEUED
+    assert not list(gptjobs.layout.attempts(victim).glob("*"))
     assert {each.name for each in beside(gptjobs.layout.root) - before} == {"worker.log"}
 
     words = (
@@ -214,9 +215,10 @@ def assert_pictures_drive_no_terminal(store: Store) -> None:
         assert all(drives_no_terminal(str(each)) for each in (*pages.row(task).values(), *pages.facts(task)))
 
 
-def none_waits(store: Store, but: str) -> "list[Any]":
+def ended(store: Store, but: str) -> list[Job]:
+    """All jobs, once all but that one have ended, also those whose lost lease was taken away."""
     jobs = store.all()
-    return jobs if all(job.state is not JobState.QUEUED or job.spec.id == but for job in jobs) else []
+    return jobs if all(job.state.is_terminal or job.spec.id == but for job in jobs) else []
 
 
 @pytest.mark.parametrize(
