@@ -40,7 +40,20 @@ from redis.retry import Retry
 from gptjobs import scripts
 from gptjobs.config import known
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
-from gptjobs.job import HIGHEST_PRIORITY, Cause, Fruitless, Job, JobSpec, JobState, Outcome, is_time, new_job, newest_values, plain, whole
+from gptjobs.job import (
+    HIGHEST_PRIORITY,
+    Cause,
+    Fruitless,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    is_time,
+    new_job,
+    newest_values,
+    plain,
+    whole,
+)
 from gptjobs.settings import URL_FORMS, address, public
 
 JOB = "gptjobs:job:"

@@ -78,6 +78,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "origin": override("steps", 5, 7),
     "overrides": {"overrides": [1, 2]},
     "schema": {"schema": "1"},
+    "later": {"a field of later": float("nan")},
 }
 """fields of a spec by the id of the job that has them"""
 
@@ -86,6 +87,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "reason": {"reason": ESCAPE + LONG, "worker": ESCAPE, "device": ESCAPE},
     "bytes": {"reason": b"\xff\xfe\x00"},
     "state": {"state": "owned"},
+    "livepriority": {"priority": "99"},
     "token": {"token": "9" * 5000},
     "beat": {"beat": "-1"},
     "attempt": {"attempt": "1e9"},
@@ -102,7 +104,7 @@ def record_of(id: str, spec: Mapping[str, Any], fields: Mapping[str, Any]) -> di
     whole = {**JobSpec(id=id, kind="train", submitted_at=time.time()).to_dict(), **override("seed", 1), **spec}
     return {
         "spec": json.dumps(whole), "state": "queued", "serial": 1, "token": 0, "nonce": "", "beat": 0, "attempt": 0,
-        "fruitless": 0, **fields,
+        "fruitless": "{}", **fields,
     }  # fmt: skip
 
 
