@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 
 from gptjobs.errors import RedisUnreachable
 from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, Job, JobState, Outcome
-from gptjobs.settings import public
+from gptjobs.settings import address, public
 
 App = Celery
 TASK = "gptjobs.train"
@@ -27,7 +27,8 @@ _YEARS_S = 10 * 365 * 24 * 3600
 
 def connect(redis_url: str) -> Celery:
     """The Celery application on that Redis; nothing is contacted yet."""
-    app = Celery("gptjobs", broker=redis_url, set_as_current=False)
+    where = address(redis_url)
+    app = Celery("gptjobs", broker=where.url, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
         broker_channel_error_retry=True,  # an error that Redis answers, such as a full disk's, ends no worker
@@ -42,6 +43,7 @@ def connect(redis_url: str) -> Celery:
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
         },
+        broker_use_ssl=dict(where.tls) or False,
         task_acks_late=False,
         task_create_missing_queues=False,
         task_ignore_result=True,

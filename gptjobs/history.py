@@ -2,10 +2,9 @@
 
 import json
 from collections import defaultdict
-from contextlib import suppress
 from typing import Any
 
-from gptjobs import checkpoint
+from gptjobs import checkpoint, progress
 from gptjobs.checkpoint import Attempt
 from gptjobs.layout import Layout
 
@@ -24,11 +23,18 @@ def attempt_lines(layout: Layout, job: str, token: int, start: int = 0) -> tuple
     with path.open("rb") as file:
         file.seek(start)
         whole, end, _ = file.read().rpartition(b"\n")
-    lines = []
-    for text in whole.splitlines():
-        with suppress(ValueError):
-            lines.append(json.loads(text))
-    return lines, start + len(whole) + len(end)
+    return [line for text in whole.splitlines() if (line := _line(text))], start + len(whole) + len(end)
+
+
+def _line(text: bytes) -> Line | None:
+    """None for what is no line: half of one, which a full disk left, or garbage."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or "kind" not in line:
+        return None
+    return line if str(line["kind"]) not in progress.KINDS or progress.from_record(line) else None
 
 
 class History:

@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from gptjobs import __version__
-from gptjobs.config import Given, known
+from gptjobs.config import HYPERPARAMETERS, PRESET, Given, known
 from gptjobs.errors import Refused
-from gptjobs.layout import is_name
+from gptjobs.layout import is_digest, is_name
 
 SCHEMA = 1
 
 ANY = "any"
 DEVICES = ("cuda", "mps", "cpu")
+KINDS = ("train", "resume")
 HIGHEST_PRIORITY = 9
 DEFAULT_PRIORITY = 5
+_OVERRIDES = {*HYPERPARAMETERS, PRESET}
 FRUITLESS_LIMIT = 5
 """attempts in a row without a new checkpoint that one cause in the trainer ended, after which a job has failed"""
 BACKOFF_S = 10
@@ -48,6 +50,25 @@ def plain(text: str) -> str:
     return "".join(each for each in text if each.isprintable())
 
 
+def whole(text: str) -> int:
+    """A count from elsewhere; raises ValueError for one that no counting reaches, and that Redis could not add to."""
+    number = int(text)
+    if not 0 <= number <= _LARGEST:
+        raise ValueError(f"{number:.3g} is no count")
+    return number
+
+
+def is_time(value: object) -> bool:
+    """Whether `value` is seconds since the epoch, up to the year 9999."""
+    return type(value) in (int, float) and 0 <= cast(float, value) < _END_OF_TIME
+
+
+_LARGEST = 2**53
+"""up to which a double, which is what Lua has, counts"""
+_END_OF_TIME = 253_402_300_800
+_TEXT_LENGTH = 4096
+"""characters of a request's field, at most"""
+
 _NEWEST: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("step", "end_step", "tokens", "eval_context"), int),
     **dict.fromkeys(
@@ -59,14 +80,21 @@ _NEWEST: Mapping[str, type | tuple[type, ...]] = {
 
 def newest_values(record: Mapping[str, Any]) -> dict[str, Any]:
     """Of a job's progress on record, what has a known name and its type; a step only with the end it goes to."""
-    found = {
+    found: dict[str, Any] = {
         name: plain(value) if isinstance(value, str) else value
         for name, value in record.items()
-        if name in _NEWEST and isinstance(value, _NEWEST[name]) and not isinstance(value, bool)
+        if name in _NEWEST and isinstance(value, _NEWEST[name]) and _is_shown(value)
     }
-    if not {"step", "end_step", "tokens"} <= found.keys():
+    if not {"step", "end_step", "tokens"} <= found.keys() or found["end_step"] < 1:
         found.pop("step", None)
     return found
+
+
+def _is_shown(value: Any) -> bool:
+    """Whether it can be shown: no NaN, no number of a thousand digits, no endless text."""
+    if isinstance(value, str):
+        return len(value) <= _TEXT_LENGTH
+    return not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 TERMINAL = frozenset({JobState.FINISHED, JobState.DIVERGED, JobState.FAILED, JobState.CANCELLED})
@@ -194,10 +222,10 @@ class JobSpec:
             )
         for name in (record["id"], record.get("name")):
             if name is not None and not (isinstance(name, str) and is_name(name)):
-                raise Refused(f"{plain(repr(name))} is no name of a job")
+                raise Refused(f"{plain(repr(name)):.80} is no name of a job")
         values = known(cls.__dataclass_fields__, record)
         if values.get("device", ANY) not in (ANY, *DEVICES):
-            raise Refused(f"there is no device {plain(repr(values['device']))}")
+            raise Refused(f"there is no device {plain(repr(values['device'])):.80}")
         values["overrides"] = {
             name: Given(given["value"], plain(given["origin"])) for name, given in record["overrides"].items()
         }
@@ -205,7 +233,32 @@ class JobSpec:
             values["parent"] = plain(values["parent"])
         values["version"] = plain(str(record.get("version", "")))
         values["unknown"] = {name: each for name, each in record.items() if name not in {*values, "schema"}}
-        return cls(**values)
+        return _checked(cls(**values))
+
+
+def _checked(spec: JobSpec) -> JobSpec:
+    """The request; raises Refused where a field is not what a client of this version writes there. Whether the values
+    of hyperparameters go is for the one who plans the job: settle() says it in words."""
+    is_right = {
+        "id": isinstance(spec.id, str),
+        "kind": spec.kind in KINDS,
+        "overrides": all(_is_override(name, given.value) for name, given in spec.overrides.items()),
+        "parent": spec.parent is None or len(spec.parent) <= _TEXT_LENGTH,
+        "data_digest": spec.data_digest is None or is_digest(spec.data_digest),
+        "accept_data_change": isinstance(spec.accept_data_change, bool),
+        "priority": type(spec.priority) is int and 0 <= spec.priority <= HIGHEST_PRIORITY,
+        "submitted_at": is_time(spec.submitted_at),
+    }
+    wrong = ", ".join(name for name, right in is_right.items() if not right)
+    if wrong:
+        raise Refused(f"job {spec.id} asks for what gptjobs here does not know: {wrong}")
+    return spec
+
+
+def _is_override(name: str, value: object) -> bool:
+    if isinstance(value, str):
+        return name in _OVERRIDES and len(value) <= _TEXT_LENGTH
+    return name in _OVERRIDES and isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,10 @@ from gptjobs.errors import Refused
 JOB_ID_BYTES = 6
 _DATASET_LENGTH = 128
 """characters: names of checkpoints and temporary files must stay below 255"""
+_PART_LENGTH = 255
+"""bytes of a file's name, at most, on the usual file systems"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHECKPOINT = re.compile(
     r"checkpoint_(?P<model>[A-Za-z0-9.-]+)_(?P<dataset>.+)_step(?P<step>\d+)_(?P<stamp>\d{8}_\d{6})\.pt"
 )
@@ -31,6 +34,11 @@ def job_id_of_key(key: str) -> str:
 def is_name(text: str) -> bool:
     """Whether `text` may name a job or an encoding: it can never lead out of a folder."""
     return bool(_NAME.fullmatch(text))
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is a SHA-256 in hexadecimal."""
+    return bool(_DIGEST.fullmatch(text))
 
 
 def dataset_name(source: str) -> str:
@@ -71,6 +79,11 @@ def parse_checkpoint_name(name: str) -> CheckpointName | None:
     return CheckpointName(model=match["model"], dataset=match["dataset"], step=int(match["step"]), stamp=match["stamp"])
 
 
+def _really(path: Path) -> Path:
+    """Where links lead; unlike Path.resolve, also for those that lead in circles."""
+    return Path(os.path.realpath(path))
+
+
 @dataclass(frozen=True)
 class Layout:
     """The storage root's folders and files."""
@@ -107,7 +120,10 @@ class Layout:
         return self.root / "outputs"
 
     def tokens(self, dataset: str, digest: str) -> Path:
-        """The folder of a source's tokens; `digest` is the source's SHA-256 in hexadecimal."""
+        """The folder of a source's tokens; `digest` is the source's SHA-256 in hexadecimal. Raises Refused for what is
+        none: it is a part of the name."""
+        if not is_digest(digest):
+            raise Refused(f"{digest!r:.80} is no SHA-256")
         return self.shared_data / "tokens" / f"{dataset}-{digest[:12]}"
 
     def token_file(self, dataset: str, digest: str, encoding: str) -> Path:
@@ -171,14 +187,25 @@ class Layout:
         """The name of `path` relative to the root, or None where it lies outside. A folder of the root may
         be a link to another disk; the root may be reached by another way."""
         spelled = Path(os.path.abspath(path)), Path(os.path.abspath(self.root))  # noqa: PTH100  # .. goes, links stay
-        for each, root in (spelled, (path.resolve(), self.root.resolve())):
+        for each, root in (spelled, (_really(path), _really(self.root))):
             if each.is_relative_to(root):
                 return each.relative_to(root).as_posix()
         return None
 
     def path(self, name: str) -> Path:
-        """The path of a name that another host sent; raises Refused where it leads out of the root."""
-        path = self.root / name
-        if "\0" in name or ".." in Path(name).parts or self.inside(path) is None:
-            raise Refused(f"the name '{name}' leads out of the storage root {self.root}")
+        """The path of a name that another host sent; raises Refused where it leads out of the root. The folders right
+        in the root may be links to other disks, as their owner has set them up; below them no link may lead out."""
+        path, parts = self.root / name, Path(name).parts
+        if any(len(os.fsencode(each)) > _PART_LENGTH for each in parts):
+            raise Refused(f"the name {name!r:.80} is too long")
+        spelled = None if "\0" in name or ".." in parts else self.inside(path)
+        if spelled is None:
+            raise Refused(f"the name {name!r:.255} leads out of the storage root {self.root}")
+        top, *below = Path(spelled).parts or (".",)
+        homes = [self.root, self.root / top] if below else [self.root]
+        if not any(_really(path).is_relative_to(_really(each)) for each in homes):
+            raise Refused(
+                f"the name {name!r:.255} leads out of the storage root {self.root} by a link",
+                hint="only the root's own folders may be links to other disks; or --data with the path it leads to",
+            )
         return path

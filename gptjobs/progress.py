@@ -6,10 +6,13 @@ and infinities, which JSON has not, are sent as null.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
+_LARGEST = 1e300
+"""of any number in a line"""
 
 Stage = Literal["encoding", "loading", "training", "evaluating", "saving"]
 TrainerOutcome = Literal["finished", "target", "patience", "stopped", "diverged", "failed"]
@@ -69,7 +72,8 @@ class Finished:
 
 
 Line = StageBegan | Progress | CheckpointWritten | Finished
-_KINDS: dict[str, type[Line]] = {each.kind: each for each in (StageBegan, Progress, CheckpointWritten, Finished)}
+KINDS: dict[str, type[Line]] = {each.kind: each for each in (StageBegan, Progress, CheckpointWritten, Finished)}
+_TYPES = {each: get_type_hints(each) for each in KINDS.values()}
 
 
 def encode(line: Line, *, seconds: float) -> str:
@@ -85,15 +89,34 @@ def decode(text: str) -> Line | None:
     """The line, or None for one that is no report (or of a kind from a later version)."""
     try:
         record: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    kind = _KINDS.get(str(record.get("kind"))) if isinstance(record, dict) else None
+    return from_record(record) if isinstance(record, dict) else None
+
+
+def from_record(record: Mapping[str, Any]) -> Line | None:
+    """The same of a line as JSON has it; None also where a value is not what its field holds."""
+    kind = KINDS.get(str(record.get("kind")))
     if kind is None:
         return None
+    values = {each.name: record[each.name] for each in fields(kind) if each.name in record}
+    types = _TYPES[kind]
+    if not all(_holds(types[name], value) for name, value in values.items()):
+        return None
     try:
-        return kind(**{each.name: record[each.name] for each in fields(kind) if each.name in record})
+        return kind(**values)
     except TypeError:
         return None
+
+
+def _holds(type_: Any, value: object) -> bool:
+    """Whether a field of that type holds the value: a whole number is a number too, NaN and true are none."""
+    if get_origin(type_) is Literal:
+        return value in get_args(type_)
+    if isinstance(value, int | float):
+        of_its_kind = isinstance(value, type_) or isinstance(0.0, type_)
+        return not isinstance(value, bool) and of_its_kind and abs(value) <= _LARGEST
+    return isinstance(value, type_)
 
 
 def duration(seconds: float | None) -> str:

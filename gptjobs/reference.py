@@ -55,7 +55,9 @@ def jobs_on_record(layout: Layout) -> list[Known]:
     """The jobs that the storage root knows."""
     found = []
     for path in layout.outputs.glob("*/job.json"):
-        with suppress(ValueError, KeyError, Refused):  # one that cannot be read hides no other job
+        with suppress(
+            ValueError, KeyError, TypeError, AttributeError, RecursionError, Refused
+        ):  # one that cannot be read hides no other job
             spec = JobSpec.from_dict(json.loads(path.read_bytes()))
             found.append(Known(spec.id, spec.name, spec.submitted_at))
     return found

@@ -4,12 +4,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from gptjobs.errors import RedisUnreachable
 
 ROOT_VARIABLE = "GPTJOBS_ROOT"
 REDIS_VARIABLE = "GPTJOBS_REDIS_URL"
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+URL_FORMS = "GPTJOBS_REDIS_URL=redis://USER:PASSWORD@HOST:6379/0, or rediss://…?ssl_ca_certs=FILE for TLS"
+"""what to type where a URL is no good"""
+_TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_VERIFICATION = ("required", "optional", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +52,50 @@ def load(root: Path | None = None) -> Settings:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """A Redis URL taken apart: `url` is without its parameters. `tls` is what redis-py takes for TLS, and through
+    Celery's `broker_use_ssl` kombu and Flower: one spelling for all, since each reads a URL's parameters in its own
+    way, and kombu verifies no certificate where it is told nothing. Empty without TLS."""
+
+    url: str
+    tls: Mapping[str, Any]
+
+
+def address(url: str) -> Address:
+    """Raises RedisUnreachable for a URL that cannot mean a Redis; a server's certificate is verified unless
+    `ssl_cert_reqs=none` says otherwise."""
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise RedisUnreachable(f"the Redis URL cannot be read: {public(url)}", hint=URL_FORMS)
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unknown = [each for each in parameters if each not in (*_TLS_FILES, "ssl_cert_reqs")]
+    if unknown or (parameters and parts.scheme == "redis"):
+        why = f"{unknown[0]!r} is not known" if unknown else "ssl_… is for rediss://"
+        raise RedisUnreachable(f"the Redis URL {public(url)} has parameters that mean nothing: {why}", hint=URL_FORMS)
+    for name in _TLS_FILES:
+        if name in parameters and not Path(parameters[name]).is_file():
+            raise RedisUnreachable(f"{name} of the Redis URL {public(url)} names no file", hint=URL_FORMS)
+    plain_url = parts._replace(query="", fragment="").geturl()
+    return Address(url=plain_url, tls=_tls(parameters) if parts.scheme == "rediss" else {})
+
+
+def _tls(parameters: dict[str, str]) -> dict[str, Any]:
+    said = parameters.pop("ssl_cert_reqs", "required")
+    wanted = said.removeprefix("CERT_").lower()  # as Celery's documentation writes it
+    if wanted not in _VERIFICATION:
+        raise RedisUnreachable(
+            "ssl_cert_reqs of the Redis URL is none of required, optional, none", hint="leave it out: required"
+        )
+    return {**parameters, "ssl_cert_reqs": wanted, "ssl_check_hostname": wanted != "none"}
+
+
 def public(url: str) -> str:
-    """A URL without its password."""
+    """A URL without its user, password and parameters."""
     try:
         parts = urlsplit(url)
         port = parts.port or 6379

@@ -40,8 +40,21 @@ from redis.retry import Retry
 from gptjobs import scripts
 from gptjobs.config import known
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
-from gptjobs.job import Cause, Fruitless, Job, JobSpec, JobState, Outcome, new_job, newest_values, plain
-from gptjobs.settings import public
+from gptjobs.job import (
+    HIGHEST_PRIORITY,
+    Cause,
+    Fruitless,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    is_time,
+    new_job,
+    newest_values,
+    plain,
+    whole,
+)
+from gptjobs.settings import URL_FORMS, address, public
 
 JOB = "gptjobs:job:"
 JOBS = "gptjobs:jobs"
@@ -111,19 +124,16 @@ class Store:
 
     def __init__(self, url: str, *, timeout: float = CLIENT_TIMEOUT_S) -> None:
         self._url = url
-        try:
-            self._redis = redis.Redis.from_url(
-                url,
-                decode_responses=True,
-                encoding_errors="replace",
-                socket_timeout=timeout,
-                socket_connect_timeout=timeout,
-                retry=Retry(NoBackoff(), 0),
-            )
-        except ValueError as error:
-            raise RedisUnreachable(
-                f"the Redis URL cannot be read: {public(url)}", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:6379/0"
-            ) from error
+        where = address(url)
+        self._redis = redis.Redis.from_url(
+            where.url,
+            decode_responses=True,
+            encoding_errors="replace",
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            **where.tls,
+        )
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -133,15 +143,23 @@ class Store:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> Exception:
-        at = f"Redis at {public(self._url)}"
-        if isinstance(error, redis.AuthenticationError) or "NOAUTH" in str(error):
-            return RedisRefused(f"{at} refuses the password", hint="GPTJOBS_REDIS_URL=redis://:PASSWORD@HOST:PORT/0")
+        at, said = f"Redis at {public(self._url)}", str(error)
+        if isinstance(error, redis.AuthenticationError) or "NOAUTH" in said:
+            return RedisRefused(f"{at} refuses the user or the password", hint=URL_FORMS)
+        if isinstance(error, redis.exceptions.NoPermissionError):
+            return RedisRefused(f"{at} forbids this to its user: {error}", hint="docs/security.md: who may do what")
         if isinstance(error, redis.ResponseError):
             return RedisRefused(f"{at} does not take the command: {error}", hint="see GPTJOBS_REDIS_URL")
-        return RedisUnreachable(
-            f"{at} does not answer: {error}",
-            hint="gptjobs up starts one, in the storage root (--root); GPTJOBS_REDIS_URL names another",
-        )
+        if "CERTIFICATE_VERIFY_FAILED" in said:
+            why = said.partition("certificate verify failed: ")[2].partition(" (_ssl")[0]
+            return RedisUnreachable(
+                f"{at} shows a certificate that is not trusted: {why}",
+                hint="GPTJOBS_REDIS_URL=rediss://…?ssl_ca_certs=FILE, the authority that signed it",
+            )
+        hint = "gptjobs up starts one, in the storage root (--root); GPTJOBS_REDIS_URL names another"
+        if self._url.startswith("rediss:"):
+            hint = "does it listen for TLS there? Where it asks for a client's certificate: ssl_certfile=, ssl_keyfile="
+        return RedisUnreachable(f"{at} does not answer: {error}", hint=hint)
 
     def _run(self, script: str, keys: list[str], *arguments: Any) -> Any:
         with self._reaching():
@@ -197,14 +215,14 @@ class Store:
             record = cast(dict[str, str], self._redis.hgetall(JOB + job))
         if not record:
             raise NotFound(f"Redis has no job {job}", hint="gptjobs list")
-        return _job(record)
+        return _job(job, record)
 
     def find(self, reference: str) -> Job:
         """The job that a user means; raises NotFound, or UsageError where it could be several."""
         with self._reaching():
             record = cast(dict[str, str], self._redis.hgetall(JOB + reference))
         if record:
-            return _job(record)
+            return _job(reference, record)
         from gptjobs.reference import Known, pick
 
         jobs = self.all()
@@ -234,17 +252,21 @@ class Store:
         return self._many(ids)
 
     def _many(self, ids: list[str]) -> list[Job]:
-        found: list[dict[str, str]] = []
+        found: list[Any] = []
         with self._reaching():
             for first in range(0, len(ids), _BATCH):
                 pipeline = self._redis.pipeline(transaction=False)
                 for each in ids[first : first + _BATCH]:
                     pipeline.hgetall(JOB + each)
-                found += pipeline.execute()
+                found += pipeline.execute(raise_on_error=False)
+            for error in found:
+                if isinstance(error, redis.RedisError) and "WRONGTYPE" not in str(error):
+                    raise error
         jobs = []
-        for record in filter(None, found):
-            with suppress(Refused):  # of a later version: it is not for this one, and hides no other
-                jobs.append(_job(record))
+        for id, record in zip(ids, found, strict=True):
+            if isinstance(record, dict) and record:
+                with suppress(Refused):  # of a later version, or no job's: it hides no other
+                    jobs.append(_job(id, record))
         return jobs
 
     def ask(self, way: str, job: str, reason: str, *, now: bool = False) -> JobState:
@@ -284,7 +306,9 @@ class Store:
             values = cast(list[str | None], self._redis.mget(keys)) if keys else []
         found = []
         for each in filter(None, values):
-            with suppress(ValueError, TypeError):  # of another version, or no worker's: it hides no other
+            with suppress(
+                ValueError, TypeError, RecursionError
+            ):  # of another version, or no worker's: it hides no other
                 found.append(_presence(json.loads(each)))
         return found
 
@@ -366,7 +390,9 @@ def _presence(record: Mapping[str, Any]) -> Presence:
     words = [made.name, made.host, made.version, *(each for some in lists for each in some)]
     if not all(isinstance(each, str) and each.isprintable() for each in words):
         raise ValueError("a worker's record with other than words in it")
-    return replace(made, schema=int(made.schema), busy=int(made.busy), started_at=float(made.started_at))
+    if not is_time(made.started_at):
+        raise ValueError("a worker's record without its time")
+    return replace(made, schema=int(made.schema), busy=whole(str(made.busy)))
 
 
 def _held(answer: Any) -> Any:
@@ -384,28 +410,40 @@ def _json(value: Mapping[Any, Any] | None) -> str:
 
 def _fruitless(record: str) -> Fruitless:
     counts = json.loads(record)
-    return {Cause(name): int(count) for name, count in counts.items() if name in set(Cause)}
+    return {Cause(name): whole(str(count)) for name, count in counts.items() if name in set(Cause)}
 
 
-def _job(record: Mapping[str, str]) -> Job:
-    """Raises Refused for a record that this version cannot read."""
+def _priority(text: str) -> int:
+    if whole(text) > HIGHEST_PRIORITY:
+        raise ValueError(f"{text:.20} is no priority")
+    return int(text)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _job(id: str, record: Mapping[str, str]) -> Job:
+    """Raises Refused for a record that this version cannot read, or that is another job's."""
     try:
-        spec = json.loads(record["spec"])
+        spec = json.loads(record["spec"], parse_constant=_no_number)
+        if spec["id"] != id:
+            raise Refused(f"the record of job {plain(id)} is another job's")
         request = JobSpec.from_dict(spec)
         return Job(
             spec=request,
             state=JobState(record["state"]),
-            serial=int(record["serial"]),
-            token=int(record["token"]),
-            beat=int(record["beat"]),
-            attempt=int(record["attempt"]),
+            serial=whole(record["serial"]),
+            token=whole(record["token"]),
+            beat=whole(record["beat"]),
+            attempt=whole(record["attempt"]),
             fruitless=_fruitless(record["fruitless"]),
-            priority=int(record.get("priority", request.priority)),
+            priority=_priority(record.get("priority", str(request.priority))),
             worker=plain(record.get("worker", "")) or None,
             used_device=plain(record.get("device", "")) or None,
             reason=plain(record.get("reason", "")) or None,
             cause=Cause(record["cause"]) if record.get("cause") in set(Cause) else None,
             progress=newest_values(json.loads(record.get("progress") or "{}")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f"a job's record in Redis cannot be read: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Refused(f"a job's record in Redis cannot be read: {error!r:.200}") from error

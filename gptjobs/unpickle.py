@@ -24,6 +24,8 @@ _SETTINGS_CLASS = re.compile(r"\w*(Config|Args|Arguments|Settings|Hyperparameter
 
 _PROTOCOL = b"\x80\x02"
 """How the pickles begin that torch opens without running anything."""
+LONGEST_PICKLE = 1 << 26
+"""bytes; the pickle of gpt2-xl with its moments has a thousandth of them"""
 _READ_BYTES = 1 << 22
 
 
@@ -165,6 +167,8 @@ def describe(path: Path) -> Any:
             names = [each for each in archive.namelist() if each.endswith("/data.pkl")]
             if len(names) != 1:
                 raise Refused(f"{path} is no PyTorch checkpoint: its zip holds no single data.pkl")
+            if archive.getinfo(names[0]).file_size > LONGEST_PICKLE:
+                raise Refused(f"{path} is no PyTorch checkpoint: its data.pkl would unpack to more than any has")
             content = archive.read(names[0])
             described = _Describer(content, archive, names[0].removesuffix("/data.pkl")).load()
             if not content.startswith(_PROTOCOL):

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,10 @@ HANG_LIMIT_S = 300.0
 HANG_STEPS = 20
 FIRST_STEP_LIMIT_S = 3600.0
 """before the time of a step is known"""
+LONGEST_LINE = 1 << 16
+"""bytes; a report has some hundred"""
+LINES_AHEAD = 1000
+"""lines that are read before they are taken: a child that writes faster waits"""
 _STEPS_REMEMBERED = 50
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
@@ -71,7 +75,7 @@ class Supervisor:
             bufsize=0,
             start_new_session=True,
         )
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lines: queue.Queue[str | None] = queue.Queue(LINES_AHEAD)
         threading.Thread(target=self._read, name=f"lines of {self._child.pid}", daemon=True).start()
         self._finished: Finished | None = None
         self._wrote_checkpoint = False
@@ -82,9 +86,9 @@ class Supervisor:
 
     def _read(self) -> None:
         assert self._child.stdout is not None
-        with self._child.stdout as lines:
-            for line in lines:
-                self._lines.put(line.decode(errors="replace").rstrip("\n"))
+        with self._child.stdout as stream:
+            for line in lines_of(stream):
+                self._lines.put(line.decode(errors="replace"))
         self._lines.put(None)
 
     def run(self) -> Ended:
@@ -166,6 +170,21 @@ class Supervisor:
         """Also what the child started; it leads a session, so its group is its own."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._child.pid, signal.SIGKILL)
+
+
+def lines_of(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of an unbuffered stream, without their ends; what is longer than any report is dropped as it comes."""
+    rest, is_too_long = b"", False
+    while chunk := stream.read(LONGEST_LINE):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if len(line) <= LONGEST_LINE and not is_too_long:
+                yield line
+            is_too_long = False
+        if len(rest) > LONGEST_LINE:
+            rest, is_too_long = b"", True
+    if rest and not is_too_long:
+        yield rest
 
 
 class HangWatch:

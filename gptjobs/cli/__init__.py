@@ -12,6 +12,10 @@ from gptjobs import __version__, settings
 from gptjobs.cli.output import CTRL_C
 from gptjobs.cli.place import root_option
 from gptjobs.errors import GptjobsError
+from gptjobs.job import plain
+
+_PAGE = 2000
+"""characters of an error"""
 
 
 class ReaderGone(Exception):
@@ -107,7 +111,8 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def _say(message: str, hint: str | None, code: int) -> int:
-    """An error: what happened and what to type."""
+    """An error: what happened and what to type; at most a page, and nothing that drives the terminal."""
+    message, hint = ("\n".join(map(plain, each.splitlines()))[:_PAGE] for each in (message, hint or ""))
     colour = False if settings.no_colour() else None
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True, color=colour)
     if hint:

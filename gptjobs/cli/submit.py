@@ -110,7 +110,7 @@ def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
     options = context.params
     if options["name"] is not None and not is_name(options["name"]):
         raise UsageError(
-            f"'{options['name']}' is no name for a job",
+            f"{options['name']!r:.80} is no name for a job",
             hint="letters, digits, dot, dash and underscore, at most 64, beginning with a letter or digit",
         )
     if re.fullmatch(r"[0-9]+|[0-9a-f]{12}", options["name"] or ""):

@@ -293,3 +293,19 @@ def test_a_job_that_redis_was_made_to_forget_can_be_cancelled_on_record(gptjobs:
     outcome = record.read_outcome(gptjobs.layout, job)
     assert outcome is not None and outcome.state is JobState.CANCELLED
     assert gptjobs.layout.request_file(job, "cancel").is_file()
+
+
+NAMES = ("x" * 10_000, "\x1b]0;owned\x07\x1b[31mred", "a\rb", "a\nb", "\u202eevil", "../../x")
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: repr(name[:9]))
+def test_a_name_of_ten_thousand_or_of_control_characters_is_refused_and_drives_no_terminal(
+    gptjobs: Commands, name: str
+) -> None:
+    done = gptjobs(*TRAIN, "sources/text.md", "--name", name)
+    assert_refused(gptjobs, done, 2, "is no name for a job", hint="letters, digits")
+    for command in (("show", name), ("cancel", name), ("submit", "resume", "--from", name), ("--root", name, "list")):
+        done = gptjobs(*command)
+        assert done.returncode in (1, 2, 3, 4)
+        assert done.stderr.startswith("error: ") and len(done.stderr) < 3000
+        assert all(line.isprintable() for line in done.stderr.split("\n"))

@@ -283,7 +283,7 @@ def test_redis_away_for_a_while_is_said_and_waited_for(
     job.store._redis.config_set("requirepass", "another")
     try:
         job.store._redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        assert process.stderr.readline().endswith(b"refuses the password; waiting on, Ctrl-C detaches\n")
+        assert process.stderr.readline().endswith(b"refuses the user or the password; waiting on, Ctrl-C detaches\n")
     finally:
         job.store._redis.config_set("requirepass", "secret")
     assert process.stderr.readline() == b"Redis has it again\n"

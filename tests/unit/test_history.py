@@ -82,3 +82,20 @@ def test_events_of_all_attempts_come_in_order(growing: Layout) -> None:
 def test_a_job_without_a_folder_has_no_history(layout: Layout) -> None:
     history = History(layout, "none").read()
     assert (history.metrics, history.events) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xff\xfe\x00", b"5", b"[1]", b"{}", b'{"kind": ["progress"]}', b'{"kind": "progress"}', b"[" * 100_000,
+        b'{"kind": "progress", "step": "1"}', b'{"kind": "checkpoint", "name": 5}', b"x" * 10_000_000,
+        b'{"kind": "progress", "step": 10, "end_step": 20, "tokens": 1, "train_loss": NaN, "learning_rate": 1}',
+    ],
+    ids=lambda garbage: repr(garbage[:40]),
+)  # fmt: skip
+def test_garbage_among_the_lines_hides_no_line(growing: Layout, garbage: bytes) -> None:
+    add(growing, 1, step(0, 1.0))
+    with growing.attempt_lines("first", 1).open("ab") as file:
+        file.write(garbage + b"\n")
+    add(growing, 1, step(10, 1.1))
+    assert losses(History(growing, "first")) == [(0, 1.0), (10, 1.1)]

@@ -1,9 +1,12 @@
 """File names under the storage root: written, parsed, and never leading out of it."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptjobs import durable
 from gptjobs.checkpoint import manifest_path
@@ -105,7 +108,9 @@ def test_new_job_ids_are_names_and_differ():
     assert all(is_name(each) for each in ids)
 
 
-@pytest.mark.parametrize("name", ["../up.pt", "checkpoints/../../up.pt", "/etc/passwd", "../root2/up.pt", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../up.pt", "checkpoints/../../up.pt", "/etc/passwd", "../root2/up.pt", "a\0b", "x" * 256]
+)
 def test_a_name_that_leads_out_of_the_root_is_refused(layout: Layout, name: str):
     with pytest.raises(Refused) as refusal:
         layout.path(name)
@@ -119,24 +124,58 @@ def test_a_request_whose_id_would_lead_out_of_the_root_is_refused(id: str):
 
 
 def link_to_another_disk(layout: Layout) -> Path:
-    """Make `sources/link` in the root a link to a folder elsewhere; returns that folder."""
+    """Make `texts` in the root a link to a folder elsewhere; returns that folder."""
     disk = layout.root.parent / "disk" / "texts"
     disk.mkdir(parents=True)
-    (layout.root / "sources" / "link").symlink_to(disk)
+    (layout.root / "texts").symlink_to(disk)
     return disk
 
 
 def test_a_folder_of_the_root_may_be_a_link_to_another_disk(layout: Layout):
     (link_to_another_disk(layout) / "there.md").write_text("text")
-    path = layout.path("sources/link/there.md")
+    path = layout.path("texts/there.md")
     assert path.read_text() == "text"
-    assert layout.inside(path) == "sources/link/there.md"
+    assert layout.inside(path) == "texts/there.md"
 
 
 def test_dots_behind_a_link_do_not_lead_out_of_the_root(layout: Layout):
     (link_to_another_disk(layout).parent / "secret.md").write_text("text")
     with suppress(Refused):
-        assert not layout.path("sources/link/../secret.md").exists()
+        assert not layout.path("texts/../secret.md").exists()
+
+
+@pytest.mark.parametrize("name", ["sources/link", "sources/link/secret.md", "texts/link/secret.md", "secret.md"])
+def test_no_link_below_the_roots_own_folders_leads_out_of_it(layout: Layout, name: str):
+    secret = link_to_another_disk(layout).parent / "secret.md"
+    secret.write_text("text")
+    for link, to in (("sources/link", secret.parent), ("texts/link", secret.parent), ("secret.md", secret)):
+        (layout.root / link).symlink_to(to)
+    assert (layout.root / name).exists()
+    with pytest.raises(Refused, match="by a link"):
+        layout.path(name)
+
+
+def test_a_link_within_the_root_is_followed(layout: Layout):
+    (layout.root / "shared_data" / "same.md").symlink_to(layout.root / "sources" / "text.md")
+    assert layout.path("shared_data/same.md").read_text() == (layout.root / "sources" / "text.md").read_text()
+
+
+def test_links_in_a_circle_lead_nowhere(layout: Layout):
+    (layout.root / "sources" / "circle").symlink_to(layout.root / "sources" / "circle")
+    assert not layout.path("sources/circle").exists()
+
+
+@pytest.mark.parametrize("digest", ["", "/../../../..", "d" * 63, "D" * 64, "d" * 64 + "\n"])
+def test_what_is_no_digest_names_no_folder(layout: Layout, digest: str):
+    with pytest.raises(Refused):
+        layout.tokens("text", digest)
+
+
+@given(st.text() | st.lists(st.sampled_from(["..", ".", "", "sources", "a", "/", "text.md", "\0"])).map("/".join))
+def test_whatever_name_is_sent_its_path_lies_in_the_root(name: str):
+    there = Layout(Path("/nowhere/root"))
+    with suppress(Refused):
+        assert Path(os.path.realpath(there.path(name))).is_relative_to(there.root)
 
 
 def test_a_root_behind_a_link_is_still_the_root(layout: Layout):

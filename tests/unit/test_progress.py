@@ -4,6 +4,8 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptjobs.progress import (
     CheckpointWritten,
@@ -87,6 +89,32 @@ def test_what_is_no_line_of_a_known_kind_is_ignored(text: str):
 def test_fields_from_a_later_version_are_ignored():
     record = {**json.loads(encode(STEP_2000, seconds=0.0)), "schema": 2, "loss_scale": {"a": 1}}
     assert decode(json.dumps(record)) == STEP_2000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("step", "2000"), ("step", 2000.5), ("step", True), ("step", None), ("end_step", [1]), ("tokens", 10**400),
+        ("train_loss", math.nan), ("train_loss", math.inf), ("eta_s", "soon"), ("learning_rate", {}), ("kind", ["x"]),
+    ],
+)  # fmt: skip
+def test_a_line_whose_values_are_not_its_fields_is_none(field: str, value: object):
+    record = json.loads(encode(STEP_2000, seconds=0.0))
+    assert decode(json.dumps(record | {field: value})) is None
+
+
+def test_a_stage_and_an_outcome_are_among_those_that_are():
+    assert decode('{"kind": "stage", "stage": "owning"}') is None
+    assert decode('{"kind": "finished", "outcome": ["finished"], "step": 1}') is None
+
+
+def test_a_line_nested_deep_is_none():
+    assert decode('{"kind":' * 100_000) is None
+
+
+@given(st.binary())
+def test_garbage_is_no_line(garbage: bytes):
+    assert decode(garbage.decode(errors="replace")) is None
 
 
 def test_the_log_says_step_and_losses_first():

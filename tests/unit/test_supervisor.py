@@ -1,11 +1,14 @@
 """What a supervisor decides by itself: whether a trainer hangs, and why one died."""
 
+import io
 import signal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptjobs.progress import Progress, StageBegan
-from worker.supervisor import HANG_LIMIT_S, HANG_STEPS, HangWatch, cause_of
+from worker.supervisor import HANG_LIMIT_S, HANG_STEPS, LONGEST_LINE, HangWatch, cause_of, lines_of
 
 
 def step(number: int) -> Progress:
@@ -104,6 +107,33 @@ def test_patience_follows_the_newest_steps():
 )
 def test_a_return_code_in_words(code: int, words: str):
     assert cause_of(code) == words
+
+
+class Trickle(io.BytesIO):
+    """A pipe: what is read comes in pieces of some size."""
+
+    def __init__(self, content: bytes, piece: int) -> None:
+        super().__init__(content)
+        self._piece = piece
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(min(size or 0, self._piece))
+
+
+@given(st.lists(st.binary().filter(lambda line: b"\n" not in line)), st.integers(1, 100))
+def test_a_childs_lines_are_read_whole_however_they_come(lines: list[bytes], piece: int) -> None:
+    assert list(lines_of(Trickle(b"".join(line + b"\n" for line in lines), piece))) == lines
+
+
+def test_a_last_line_without_an_end_is_a_line() -> None:
+    assert list(lines_of(Trickle(b"a\nb", 1))) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("piece", [1 << 10, LONGEST_LINE, LONGEST_LINE - 1])
+@pytest.mark.parametrize("length", [LONGEST_LINE + 1, 3 * LONGEST_LINE, 10_000_000])
+def test_a_line_longer_than_any_report_is_dropped_and_those_around_it_are_not(length: int, piece: int) -> None:
+    stream = Trickle(b"before\n" + b"x" * length + b"\nafter\n" + b"y" * length, piece)
+    assert list(lines_of(stream)) == [b"before", b"after"]
 
 
 def test_a_first_step_may_take_long() -> None:

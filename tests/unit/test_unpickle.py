@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gptjobs.errors import Refused, UnsafePickle
-from gptjobs.unpickle import Settings, TensorShape, describe, inert
+from gptjobs.unpickle import LONGEST_PICKLE, Settings, TensorShape, describe, inert
 
 
 def torch_file(folder: Path, content: bytes) -> Path:
@@ -237,3 +237,16 @@ def test_a_pickle_without_a_zip_is_refused_unread(tmp_path: Path):
     with pytest.raises(Refused, match="no whole PyTorch checkpoint"):
         describe(path)
     assert not marker.exists()
+
+
+def test_a_pickle_that_unpacks_to_gigabytes_is_refused_unread(tmp_path: Path):
+    path = tmp_path / "bomb.pt"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("bomb/data.pkl", "w", force_zip64=True) as file,
+    ):
+        for _ in range(LONGEST_PICKLE // (1 << 20) + 1):
+            file.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(Refused, match="unpack to more than any has"):
+        describe(path)
