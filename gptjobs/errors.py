@@ -35,6 +35,10 @@ class NoSpace(Refused):
     """There is no space left."""
 
 
+class OutOfMemory(GptjobsError):
+    """The device has too little memory."""
+
+
 class StorageAway(GptjobsError):
     """The storage root does not work here."""
 

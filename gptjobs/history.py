@@ -9,7 +9,7 @@ from gptjobs import checkpoint
 from gptjobs.checkpoint import Attempt
 from gptjobs.layout import Layout
 
-_EVENTS = ("checkpoint", "alert", "finished", "ended")
+_EVENTS = ("checkpoint", "alert", "micro_batch", "finished", "ended")
 
 Line = dict[str, Any]
 """as progress.py encodes it, with the fields of later versions"""
