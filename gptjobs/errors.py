@@ -38,6 +38,8 @@ class NoSpace(Refused):
 class OutOfMemory(GptjobsError):
     """The device has too little memory."""
 
+    remedy = "a smaller --block-size or --micro-batch, or another --device"
+
 
 class StorageAway(GptjobsError):
     """The storage root does not work here."""

@@ -86,6 +86,7 @@ class History:
             "device": attempt.device,
             "start": attempt.start,
             "step": attempt.start_step,
+            "micro_batch": attempt.micro_batch,
         }
         return [began, *self._events[attempt.token]]
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 from gptjobs import adoption, checkpoint, durable, planning, record
 from gptjobs.config import Plan
 from gptjobs.data import tokens
-from gptjobs.errors import GptjobsError, NotFound
+from gptjobs.errors import GptjobsError, NotFound, OutOfMemory
 from gptjobs.job import (
     FRUITLESS_LIMIT,
     WAYS,
@@ -171,6 +171,8 @@ class Attempt:
         if self._held.state is JobState.CANCELLING:
             return Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
         hint = finished.hint if finished is not None else f"gptjobs logs {self._spec.id}"
+        if ended.cause is Cause.OUT_OF_MEMORY:
+            hint = OutOfMemory.remedy
         if ended.cause is Cause.REFUSED:
             return Verdict(outcome=Outcome(state=JobState.FAILED, reason=ended.words, hint=hint, cause=ended.cause))
         if ended.cause is Cause.STOPPED:

@@ -73,10 +73,7 @@ def told(device: str) -> Iterator[None]:
     except _SAID as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(
-            f"out of memory on {device}: {first_line(error)}",
-            hint="a smaller --block-size or --micro-batch, or another --device",
-        ) from error
+        raise OutOfMemory(f"out of memory on {device}: {first_line(error)}", hint=OutOfMemory.remedy) from error
 
 
 def first_line(error: Exception) -> str:
