@@ -12,9 +12,10 @@ from torch import Tensor
 
 from gptjobs import checkpoint, progress, record
 from gptjobs.checkpoint import Attempt
+from gptjobs.cli import screen
 from gptjobs.errors import OutOfMemory
 from gptjobs.history import History
-from gptjobs.job import Cause, JobState, Outcome
+from gptjobs.job import Cause, JobState, Outcome, against_again
 from gptjobs.layout import Layout
 from gptjobs.progress import Line, MicroBatch, Progress
 from gptjobs.record import PastAttempt
@@ -92,21 +93,26 @@ def test_gradients_that_were_half_made_do_not_count(layout: Layout, monkeypatch:
 
 
 def test_nothing_of_what_failed_is_kept_when_it_is_tried_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed: list[weakref.ref[Tensor]] = []
+    """The second of two micro-batches fails: the first one's gradients are there."""
+    computed: list[weakref.ref[Tensor]] = []
     at_halving: list[bool] = []
 
     def loss(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
-        computed = LOSS(model, inputs, targets)
-        if model.training and len(inputs) > 2:
-            failed.append(weakref.ref(computed))
-            raise torch.OutOfMemoryError(CUDA_SAYS)
-        return computed
+        made = LOSS(model, inputs, targets)
+        if model.training and len(inputs) == 2:
+            computed.append(weakref.ref(made))
+            if len(computed) == 2:
+                monkeypatch.setattr(type(CPU), "empty_cache", lambda self: at_halving.append(is_all_gone(model)))
+                raise torch.OutOfMemoryError(CUDA_SAYS)
+        return made
+
+    def is_all_gone(model: GPT) -> bool:
+        return all(each() is None for each in computed) and all(each.grad is None for each in model.parameters())
 
     monkeypatch.setattr(GPT, "loss", loss)
-    monkeypatch.setattr(type(CPU), "empty_cache", lambda self: at_halving.append(failed[-1]() is None))
     gc.disable()
     try:
-        attempted(layout, planned(layout, "job", steps=1))
+        attempted(layout, planned(layout, "job", steps=1, micro_batch=2))
     finally:
         gc.enable()
     assert at_halving == [True]
@@ -234,6 +240,38 @@ def test_an_attempts_lines_tell_what_it_came_down_to_and_the_events_too(layout: 
     assert came_down.micro_batch == 2
     events = [each for each in History(layout, "job").read().events if each["kind"] == "micro_batch"]
     assert [(each["step"], each["before"], each["windows"]) for each in events] == [(0, 8, 4), (9, 4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("cause", "fruitless", "words"),
+    [
+        (None, {Cause.HUNG: 2}, None),
+        (Cause.STOPPED, {Cause.HUNG: 2}, None),
+        (Cause.HUNG, {Cause.HUNG: 1, Cause.ERROR: 3}, "1 attempt without a new checkpoint ended so (hung); after 5 it"),
+        (OOM, {OOM: 5}, "5 attempts without a new checkpoint ended so (out of memory)"),
+        (Cause.KILLED, {Cause.KILLED: 1}, None),
+        (Cause.KILLED, {Cause.KILLED: 2, Cause.LOST_HOST: 1}, "an idle worker takes it after it saw it wait for 20 s"),
+    ],
+)
+def test_what_stands_against_trying_again_is_said(
+    cause: Cause | None, fruitless: dict[Cause, int], words: str | None
+) -> None:
+    told = against_again(cause, fruitless)
+    assert told is None if words is None else told is not None and words in told
+    assert told is None or ("fails" in told) is (cause is Cause.HUNG)
+
+
+def test_fewer_windows_than_planned_are_said(layout: Layout) -> None:
+    plan = planned(layout, "job")
+    assert record.fewer_windows(past(), plan) is record.fewer_windows(None, plan) is None
+    told = record.fewer_windows(past(came_to=2), plan)
+    assert told == "2 of 4 windows are on the device at once: more ran out of memory"
+
+
+def test_the_screen_tells_of_a_halving() -> None:
+    event = {"kind": "micro_batch", "time": NOON, "step": 0, "before": 8, "windows": 4}
+    told = screen._event(event)
+    assert told is not None and told.plain.endswith("out of memory: from 8 windows at once to 4")
 
 
 def step_line() -> Progress:
