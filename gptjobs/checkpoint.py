@@ -244,11 +244,18 @@ class Attempt:
     device: str
     began_at: float
     """seconds since the epoch, for people"""
+    micro_batch: int | None = None
+    """windows on the device at once, where as many as planned did not fit on one of its kind before"""
+
+    @property
+    def kind_of_device(self) -> str:
+        return self.device.partition(":")[0]
 
 
 def begin_attempt(
-    layout: Layout, job: str, token: int, start: Checkpoint | None, *, worker: str, device: str
-) -> Attempt:
+    layout: Layout, job: str, token: int, start: Checkpoint | None, *, worker: str, device: str,
+    micro_batch: int | None = None,
+) -> Attempt:  # fmt: skip
     """Write down that an attempt begins; raises FileExistsError where its token was used already."""
     made = Attempt(
         token=token,
@@ -258,6 +265,7 @@ def begin_attempt(
         worker=worker,
         device=device,
         began_at=time.time(),
+        micro_batch=micro_batch,
     )
     layout.attempts(job).mkdir(parents=True, exist_ok=True)
     durable.create(layout.attempt_file(job, token), durable.to_json({"schema": SCHEMA, **asdict(made)}))

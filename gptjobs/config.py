@@ -116,6 +116,7 @@ class TrainConfig:
 
     @property
     def windows_at_once(self) -> int:
+        """That are asked for; fewer where memory runs out."""
         return min(self.micro_batch or self.batch_size, self.batch_size)
 
     def learning_rate_at(self, step: int) -> float:
@@ -218,6 +219,11 @@ class Plan:
 def known(names: Iterable[str], record: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `record` that this version knows: formats may grow fields."""
     return {name: record[name] for name in names if name in record}
+
+
+def halved(windows: int) -> int:
+    """How many windows are tried at once after so many did not fit; 1 stays 1."""
+    return (windows + 1) // 2
 
 
 def option(name: str) -> str:

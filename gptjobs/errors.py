@@ -35,6 +35,12 @@ class NoSpace(Refused):
     """There is no space left."""
 
 
+class OutOfMemory(GptjobsError):
+    """The device has too little memory."""
+
+    remedy = "a smaller --block-size or --micro-batch, or another --device"
+
+
 class StorageAway(GptjobsError):
     """The storage root does not work here."""
 

@@ -8,9 +8,9 @@ from gptjobs import checkpoint
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.config import HYPERPARAMETERS, Plan, option, switch
 from gptjobs.errors import GptjobsError, RedisUnreachable
-from gptjobs.job import ANY, DEFAULT_PRIORITY, FRUITLESS_LIMIT, Job, JobSpec, JobState
+from gptjobs.job import ANY, DEFAULT_PRIORITY, Job, JobSpec, JobState, against_again
 from gptjobs.progress import duration
-from gptjobs.record import PastAttempt
+from gptjobs.record import PastAttempt, fewer_windows
 from gptjobs.reference import BEST, LAST
 from gptjobs.store import Presence
 
@@ -83,7 +83,9 @@ def _finished(job: Job, past: Past) -> Explanation:
 def _ended_badly(job: Job, past: Past) -> Explanation:
     by = f" in attempt {job.attempt} on {job.worker}" if job.worker else ""
     why = f": {job.why}" if job.why else ""
-    because = [*_attempts(past), f"It {_ENDED[job.state]}{by}{why}.", _where_it_stands(job, past)]
+    because = [*_attempts(past), f"It {_ENDED[job.state]}{by}{why}."]
+    because += [f"{often}."] if (often := against_again(job.cause, job.fruitless)) else []
+    because.append(_where_it_stands(job, past))
     go_on = _go_on(job, past)
     if past.hint and past.hint not in go_on:
         because.append(f"Hint: {past.hint}.")
@@ -108,8 +110,8 @@ def _on_record_alone(job: Job, past: Past, missing: GptjobsError) -> Explanation
 
 def _in_work(job: Job, past: Past, queue: Queue, now: float) -> Explanation:
     id, shown = job.spec.id, job.to_dict()
-    newest = past.attempts[-1].attempt if past.attempts else None
-    since = f", for {duration(now - newest.began_at)}" if newest and newest.token == job.token else ""
+    newest = past.attempts[-1] if past.attempts else None
+    since = f", for {duration(now - newest.attempt.began_at)}" if newest and newest.attempt.token == job.token else ""
     because = _attempts(past)
     because.append(f"Attempt {job.attempt} trains it on {job.worker}, {job.used_device}{since}.")
     if shown["step"] is not None:
@@ -117,6 +119,7 @@ def _in_work(job: Job, past: Past, queue: Queue, now: float) -> Explanation:
         because.append(f"It is {shown['stage']}: step {shown['step']} of {shown['end_step']}{left}.")
     elif shown["stage"]:
         because.append(f"It is {shown['stage']}; no step is made yet.")
+    because += [f"{fewer}."] if (fewer := fewer_windows(newest, past.plan)) else []
     if past.log:
         because.append(f"Its log is {past.log}.")
     if job.worker not in [each.name for each in queue.workers]:
@@ -142,7 +145,7 @@ def _waiting(job: Job, past: Past, queue: Queue) -> Explanation:
     if job.attempt:
         because.append(f"It waits again after attempt {job.attempt}: {job.reason or 'lost'}.")
         because.append(_where_it_stands(job, past))
-    because += _fruitless(job)
+    because += [f"{often}."] if (often := against_again(job.cause, job.fruitless)) else []
     device = job.spec.device
     fitting = [each for each in queue.workers if device in each.queues]
     if not queue.workers:
@@ -164,17 +167,6 @@ def _waiting(job: Job, past: Past, queue: Queue) -> Explanation:
     because += _busy_with(queue, fitting)
     start = "gptjobs worker start" + ("" if device == ANY else f" --device {device}")
     return Explanation(because=tuple(because), next=(f"gptjobs wait {job.spec.id}", f"{start}   # on one more host"))
-
-
-def _fruitless(job: Job) -> list[str]:
-    """What stands against trying again at once, or for ever."""
-    cause = job.cause
-    if cause is None or cause not in job.fruitless:
-        return []
-    times = f"{_times(job.fruitless[cause], 'attempt')} without a new checkpoint ended so ({cause})"
-    if cause.counts:
-        return [f"{times}; after {FRUITLESS_LIMIT} it fails."]
-    return [f"{times}; an idle worker takes it after it saw it wait for {job.backoff_s} s."] if job.backoff_s else []
 
 
 def _none_fits(job: Job, queue: Queue, because: list[str]) -> Explanation:

@@ -8,7 +8,7 @@ from gptjobs import checkpoint, progress
 from gptjobs.checkpoint import Attempt
 from gptjobs.layout import Layout
 
-_EVENTS = ("checkpoint", "alert", "finished", "ended")
+_EVENTS = ("checkpoint", "alert", "micro_batch", "finished", "ended")
 
 Line = dict[str, Any]
 """as progress.py encodes it, with the fields of later versions"""
@@ -92,6 +92,7 @@ class History:
             "device": attempt.device,
             "start": attempt.start,
             "step": attempt.start_step,
+            "micro_batch": attempt.micro_batch,
         }
         return [began, *self._events[attempt.token]]
 

@@ -176,6 +176,17 @@ def backoff_s(cause: Cause | None, fruitless: Fruitless) -> int:
     return min(LONGEST_BACKOFF_S, BACKOFF_S << (losses - 2))
 
 
+def against_again(cause: Cause | None, fruitless: Fruitless) -> str | None:
+    """In words, what stands against trying a job again at once, or for ever, after `cause` ended an attempt."""
+    if cause is None or cause not in fruitless:
+        return None
+    count, wait_s = fruitless[cause], backoff_s(cause, fruitless)
+    times = f"{count} {'attempt' if count == 1 else 'attempts'} without a new checkpoint ended so ({cause})"
+    if cause.counts:
+        return times if count >= FRUITLESS_LIMIT else f"{times}; after {FRUITLESS_LIMIT} it fails"
+    return f"{times}; an idle worker takes it after it saw it wait for {wait_s} s" if wait_s else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """What was asked for. `overrides` holds only what the user typed or a sweep sampled."""
@@ -347,6 +358,7 @@ class Job:
             "worker": self.worker,
             "reason": self.reason,
             "cause": self.cause.value if self.cause else None,
+            "fruitless": {cause.value: count for cause, count in self.fruitless.items()},
             "submitted_at": self.spec.submitted_at,
         }
 

@@ -58,6 +58,18 @@ class CheckpointWritten:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Fewer windows are on the device at once from `step` on: `before` did not fit. An update has as many."""
+
+    kind: ClassVar[str] = "micro_batch"
+    step: int
+    device: str
+    before: int
+    windows: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """The trainer's last line, the truth about its outcome. `exit_code` is that of the error, if one; `cause` is
     a job.Cause where it failed."""
@@ -71,8 +83,10 @@ class Finished:
     cause: str | None = None
 
 
-Line = StageBegan | Progress | CheckpointWritten | Finished
-KINDS: dict[str, type[Line]] = {each.kind: each for each in (StageBegan, Progress, CheckpointWritten, Finished)}
+Line = StageBegan | Progress | CheckpointWritten | MicroBatch | Finished
+KINDS: dict[str, type[Line]] = {
+    each.kind: each for each in (StageBegan, Progress, CheckpointWritten, MicroBatch, Finished)
+}
 _TYPES = {each: get_type_hints(each) for each in KINDS.values()}
 
 

@@ -4,14 +4,15 @@ They are there before they are confirmed, so neither losing Redis nor `repair` l
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gptjobs import checkpoint, durable, history
 from gptjobs.checkpoint import Attempt, latest_token
-from gptjobs.config import Plan
+from gptjobs.config import Plan, halved
 from gptjobs.errors import Refused
-from gptjobs.job import SCHEMA, WAYS, Job, JobSpec, JobState, Outcome, new_job
+from gptjobs.job import SCHEMA, WAYS, Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
 
 
@@ -98,6 +99,8 @@ class PastAttempt:
     ended: Outcome | None
     progress: dict[str, Any]
     """its newest"""
+    micro_batch: int | None = None
+    """windows on the device at once, where fewer than planned"""
 
 
 def read_attempts(layout: Layout, job: str) -> list[PastAttempt]:
@@ -108,12 +111,38 @@ def read_attempts(layout: Layout, job: str) -> list[PastAttempt]:
 def _read_attempt(layout: Layout, job: str, attempt: Attempt) -> PastAttempt:
     ended: Outcome | None = None
     progress: dict[str, Any] = {}
+    micro_batch = attempt.micro_batch
     for line in history.attempt_lines(layout, job, attempt.token)[0]:
         if line["kind"] == "ended":
             ended = Outcome.from_dict(line)
         elif line["kind"] == "progress":
             progress |= {name: value for name, value in line.items() if value is not None}
-    return PastAttempt(attempt=attempt, ended=ended, progress=progress)
+        elif line["kind"] == "micro_batch":
+            micro_batch = line["windows"]
+    return PastAttempt(attempt=attempt, ended=ended, progress=progress, micro_batch=micro_batch)
+
+
+def micro_batch(past: Sequence[PastAttempt], device: str, planned: int) -> int | None:
+    """With how many windows at once the next attempt on such a device begins; None for as many as planned.
+
+    What an earlier attempt came down to there is kept. Where one still ended out of memory (the kernel killed it, or
+    the optimizer's moments did not fit), half of what it had.
+    """
+    windows = None
+    for each in past:
+        if each.attempt.kind_of_device == device.partition(":")[0]:
+            windows = each.micro_batch or windows
+            if each.ended is not None and each.ended.cause is Cause.OUT_OF_MEMORY:
+                windows = halved(windows or planned)
+    return windows
+
+
+def fewer_windows(newest: PastAttempt | None, plan: Plan | None) -> str | None:
+    """In words, that an attempt has fewer windows on the device at once than planned."""
+    if newest is None or newest.micro_batch is None or plan is None:
+        return None
+    planned = plan.settled.train.windows_at_once
+    return f"{newest.micro_batch} of {planned} windows are on the device at once: more ran out of memory"
 
 
 def read_job(layout: Layout, job: str) -> Job:

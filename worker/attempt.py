@@ -11,8 +11,18 @@ from typing import IO, Any
 from gptjobs import adoption, checkpoint, durable, planning, record
 from gptjobs.config import Plan
 from gptjobs.data import tokens
-from gptjobs.errors import GptjobsError, NotFound
-from gptjobs.job import FRUITLESS_LIMIT, Cause, Fruitless, Job, JobState, Outcome, count_fruitless
+from gptjobs.errors import GptjobsError, NotFound, OutOfMemory
+from gptjobs.job import (
+    FRUITLESS_LIMIT,
+    WAYS,
+    Cause,
+    Fruitless,
+    Job,
+    JobState,
+    Outcome,
+    against_again,
+    count_fruitless,
+)
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Line, Progress, StageBegan
 from worker import outputs
@@ -64,7 +74,9 @@ class Attempt:
                 self._begin(plan)
                 with self._open_log(plan) as log:
                     ended = self._encode(plan, log) or self._train(plan, log)
-                verdict = self._verdict(ended)
+                    verdict = self._verdict(ended)
+                    if verdict.outcome.cause is not None:
+                        log.write(f"{self._in_words(verdict)}\n".encode())
             except GptjobsError as error:
                 verdict = Verdict(outcome=Outcome(state=JobState.FAILED, reason=error.message, hint=error.hint))
         if self._is_the_newest:
@@ -93,7 +105,12 @@ class Attempt:
         """Write down that this attempt is the newest, and from where it starts."""
         layout, token = self._layout, self._held.lease.token
         start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
-        checkpoint.begin_attempt(layout, plan.job, token, start, worker=self._worker, device=self._device)
+        windows = record.micro_batch(
+            record.read_attempts(layout, plan.job), self._device, plan.settled.train.windows_at_once
+        )
+        checkpoint.begin_attempt(
+            layout, plan.job, token, start, worker=self._worker, device=self._device, micro_batch=windows
+        )
         if self._is_the_newest:
             checkpoint.sweep_leftovers(layout, plan.job)
         self._held.show({"end_step": plan.settled.end_step})
@@ -154,6 +171,8 @@ class Attempt:
         if self._held.state is JobState.CANCELLING:
             return Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
         hint = finished.hint if finished is not None else f"gptjobs logs {self._spec.id}"
+        if ended.cause is Cause.OUT_OF_MEMORY:
+            hint = OutOfMemory.remedy
         if ended.cause is Cause.REFUSED:
             return Verdict(outcome=Outcome(state=JobState.FAILED, reason=ended.words, hint=hint, cause=ended.cause))
         if ended.cause is Cause.STOPPED:
@@ -168,6 +187,17 @@ class Attempt:
         state = JobState.FAILED if is_over else JobState.QUEUED
         outcome = Outcome(state=state, reason=reason, hint=hint if is_over else None, cause=cause)
         return Verdict(outcome=outcome, fruitless=fruitless)
+
+    def _in_words(self, verdict: Verdict) -> str:
+        """The log's last line: why the attempt ended before its job did, and what is next."""
+        outcome, number = verdict.outcome, self._held.lease.attempt
+        often = against_again(outcome.cause, verdict.fruitless)
+        why = f" ({often})" if often else ""
+        if outcome.state.is_terminal:
+            return f"attempt {number} ended, and with it the job: {outcome}{why}"
+        after = WAYS["release"][self._held.state] if outcome.state is JobState.QUEUED else outcome.state
+        again = f"queued again{why}" if after is JobState.QUEUED else after.value
+        return f"attempt {number} ended: {outcome.reason}; {again}"
 
     def _write_down(self, plan: Plan | None, outcome: Outcome) -> None:
         """How the attempt ended, in the root before Redis hears of it; at the job's end also a summary."""

@@ -98,6 +98,8 @@ class Supervisor:
             code = self._child.wait()
         finally:
             self._kill_group()
+            assert self._child.stdin is not None
+            self._child.stdin.close()
         cause, words = self._killed_for or self._cause(code)
         return Ended(finished=self._finished, cause=cause, words=words, wrote_checkpoint=self._wrote_checkpoint)
 

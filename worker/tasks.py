@@ -96,7 +96,9 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
 def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome:
     """Run an attempt under its lease; returns how it ended, once Redis and the root know."""
     job, worker = found.spec.id, station.host.worker
-    claimed = replace(found, token=lease.token, attempt=lease.attempt, worker=worker, used_device=device, reason=None)
+    claimed = replace(
+        found, token=lease.token, attempt=lease.attempt, worker=worker, used_device=device, reason=None, cause=None
+    )
 
     def publish(state: JobState, progress: Mapping[str, Any]) -> None:
         broker.tell_progress(station.app, replace(claimed, state=state, progress=progress))

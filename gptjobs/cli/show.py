@@ -10,7 +10,7 @@ from gptjobs.cli.complete import job_argument
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.config import Plan
 from gptjobs.errors import GptjobsError
-from gptjobs.job import Job
+from gptjobs.job import Job, against_again
 
 
 @click.command("show", epilog="Example: gptjobs show @   (@ is the newest job)")
@@ -24,6 +24,7 @@ def show(place: Place, job: str, as_json: bool) -> None:
     parent = checkpoint.read(place.layout, plan.parent) if plan and plan.parent else None
     made = contract.contract(plan, parent) if plan and parent else None
     checkpoints = checkpoint.counting(place.layout, found.spec.id)
+    newest = next(reversed(record.read_attempts(place.layout, found.spec.id)), None)
     if as_json:
         output.as_json(
             {
@@ -32,12 +33,15 @@ def show(place: Place, job: str, as_json: bool) -> None:
                 "origins": dict(plan.settled.origins) if plan else None,
                 "contract": made.to_dict() if made else None,
                 "checkpoints": [each.to_dict() for each in checkpoints],
+                "micro_batch": newest.micro_batch if newest else None,
                 "alerts": [],
                 "parent": found.spec.parent,
             }
         )
         return
     _show_facts(place, found)
+    if fewer := record.fewer_windows(newest, plan):
+        output.result(f"  {fewer}")
     if made:
         output.result("\n" + contract.in_words(made))
     if plan:
@@ -62,6 +66,8 @@ def _show_facts(place: Place, job: Job) -> None:
     output.result(f"job {job.spec.id}{name}: {output.coloured(job.state)}")
     if job.why:
         output.result(f"  {job.why}")
+    if often := against_again(job.cause, job.fruitless):
+        output.result(f"  {often}")
     outcome = record.read_outcome(place.layout, job.spec.id)
     if outcome and outcome.hint:
         output.result(f"  hint: {outcome.hint}")

@@ -1,14 +1,29 @@
-"""What a supervisor decides by itself: whether a trainer hangs, and why one died."""
+"""What a supervisor decides by itself: whether a trainer hangs, and why one died, with real children."""
 
 import io
 import signal
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjobs.progress import Progress, StageBegan
-from worker.supervisor import HANG_LIMIT_S, HANG_STEPS, LONGEST_LINE, HangWatch, cause_of, lines_of
+from gptjobs import progress
+from gptjobs.job import Cause
+from gptjobs.progress import CheckpointWritten, Finished, MicroBatch, Progress, StageBegan
+from worker import supervisor
+from worker.supervisor import (
+    HANG_LIMIT_S,
+    HANG_STEPS,
+    LONGEST_LINE,
+    Drain,
+    Ended,
+    HangWatch,
+    Supervisor,
+    cause_of,
+    lines_of,
+)  # fmt: skip
 
 
 def step(number: int) -> Progress:
@@ -96,17 +111,18 @@ def test_patience_follows_the_newest_steps():
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "cause", "words"),
     [
-        (0, "exit code 0"),
-        (3, "exit code 3"),
-        (-signal.SIGKILL, "signal SIGKILL"),
-        (-signal.SIGSEGV, "signal SIGSEGV"),
-        (-200, "signal 200"),
+        (0, Cause.EXIT_CODE, "exit code 0"),
+        (3, Cause.EXIT_CODE, "exit code 3"),
+        (143, Cause.KILLED, "killed from outside: SIGTERM, twice"),
+        (-signal.SIGKILL, Cause.KILLED, "killed from outside: SIGKILL"),
+        (-signal.SIGSEGV, Cause.SIGNAL, "signal SIGSEGV"),
+        (-200, Cause.SIGNAL, "signal 200"),
     ],
 )
-def test_a_return_code_in_words(code: int, words: str):
-    assert cause_of(code) == words
+def test_a_return_code_in_words(code: int, cause: Cause, words: str):
+    assert cause_of(code, out_of_memory=False) == (cause, words)
 
 
 class Trickle(io.BytesIO):
@@ -141,3 +157,109 @@ def test_a_first_step_may_take_long() -> None:
     patience.note(StageBegan(stage="training"), 0.0)
     assert not patience.is_over(3000.0)
     assert patience.is_over(3700.0)
+
+
+def supervised(
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    *lines: progress.Line,
+    lease: dict[str, bool] | None = None,
+    drain: Drain | None = None,
+) -> Ended:
+    """How a child ended that reports these lines, then runs `code`."""
+    report = "".join(f"print({progress.encode(line, seconds=0.0)!r}, flush=True)\n" for line in lines)
+    held: Any = SimpleNamespace(**{"lost": False, "is_asked_to_stop": False, "is_to_end_now": False, **(lease or {})})
+    monkeypatch.setattr(supervisor, "POLL_S", 0.02)
+    with open("/dev/null", "wb") as log:  # noqa: PTH123  # a device
+        command = ["-c", f"import os, signal, sys, time\n{report}{code}"]
+        return Supervisor(command, log, held, drain or Drain(), lambda line, text: None).run()
+
+
+def itself(name: str) -> str:
+    return f"os.kill(os.getpid(), signal.{name}); time.sleep(60)"
+
+
+TWICE = f"""
+import worker.child
+worker.child.SAME_REQUEST_S = -1.0
+worker.child.Stop().listen()
+os.kill(os.getpid(), signal.SIGTERM); {itself("SIGTERM")}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "cause", "words"),
+    [
+        ("sys.exit(3)", Cause.EXIT_CODE, "exit code 3"),
+        ("sys.exit(0)", Cause.EXIT_CODE, "exit code 0"),
+        (itself("SIGSEGV"), Cause.SIGNAL, "signal SIGSEGV"),
+        (itself("SIGABRT"), Cause.SIGNAL, "signal SIGABRT"),
+        (itself("SIGKILL"), Cause.KILLED, "killed from outside: SIGKILL"),
+        (itself("SIGTERM"), Cause.KILLED, "killed from outside: SIGTERM"),
+        (TWICE, Cause.KILLED, "killed from outside: SIGTERM, twice"),
+    ],
+    ids=["exit 3", "exit 0", "SIGSEGV", "SIGABRT", "SIGKILL", "SIGTERM", "SIGTERM twice"],
+)
+def test_a_child_without_a_last_line_ended_by_its_return_code(
+    monkeypatch: pytest.MonkeyPatch, code: str, cause: Cause, words: str
+):
+    ended = supervised(monkeypatch, code, StageBegan(stage="training"))
+    assert (ended.finished, ended.cause, ended.words) == (None, cause, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"), [("SIGKILL", Cause.OUT_OF_MEMORY), ("SIGSEGV", Cause.SIGNAL), ("SIGTERM", Cause.KILLED)]
+)
+def test_a_kill_while_the_kernel_kills_for_memory_is_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str, cause: Cause
+):
+    kills = iter((7, 8))
+    monkeypatch.setattr(supervisor, "oom_kills", lambda: next(kills))
+    assert supervised(monkeypatch, itself(name)).cause is cause
+
+
+def failed(cause: str | None, exit_code: int = 1) -> Finished:
+    return Finished(outcome="failed", step=None, reason="why", exit_code=exit_code, cause=cause)
+
+
+@pytest.mark.parametrize(
+    ("line", "cause", "words"),
+    [
+        *((failed(each.value), each, "why") for each in Cause),
+        (failed(None), Cause.ERROR, "why"),
+        (failed(None, exit_code=3), Cause.REFUSED, "why"),
+        (failed("one of a later version"), Cause.ERROR, "why"),
+        (Finished(outcome="stopped", step=7), Cause.STOPPED, "stopped"),
+    ],
+)
+def test_a_last_line_outweighs_the_return_code(
+    monkeypatch: pytest.MonkeyPatch, line: Finished, cause: Cause, words: str
+):
+    ended = supervised(monkeypatch, itself("SIGKILL"), line)
+    assert (ended.finished, ended.cause, ended.words) == (line, cause, words)
+
+
+def test_a_child_that_hangs_is_killed_and_said_to_hang(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "FIRST_STEP_LIMIT_S", 0.1)
+    ended = supervised(monkeypatch, "time.sleep(60)", StageBegan(stage="training"))
+    assert (ended.cause, ended.words) == (Cause.HUNG, "hung: no progress")
+
+
+@pytest.mark.parametrize(("flag", "words"), [("lost", "fenced"), ("is_to_end_now", "stopped at once")])
+def test_a_child_that_its_own_supervisor_kills_was_stopped(monkeypatch: pytest.MonkeyPatch, flag: str, words: str):
+    ended = supervised(monkeypatch, "time.sleep(60)", lease={flag: True})
+    assert (ended.cause, ended.words) == (Cause.STOPPED, words)
+
+
+def test_a_child_of_a_worker_that_stops_at_once_was_stopped(monkeypatch: pytest.MonkeyPatch):
+    drain = Drain()
+    drain.at_once.set()
+    ended = supervised(monkeypatch, "time.sleep(60)", drain=drain)
+    assert (ended.cause, ended.words) == (Cause.STOPPED, "stopped at once")
+
+
+def test_it_is_told_whether_an_attempt_left_a_checkpoint(monkeypatch: pytest.MonkeyPatch):
+    written = CheckpointWritten(name="a.pt", step=1, tokens=2, size=3, val_loss=None)
+    fewer = MicroBatch(step=0, device="cpu", before=4, windows=2, reason="full")
+    assert supervised(monkeypatch, "sys.exit(3)", fewer, written).wrote_checkpoint
+    assert not supervised(monkeypatch, "sys.exit(3)", fewer).wrote_checkpoint

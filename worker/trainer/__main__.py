@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from worker.child import Report, Stop, log, mind_the_leash
 
 if TYPE_CHECKING:
+    from gptjobs.errors import GptjobsError
+    from gptjobs.job import Cause
     from gptjobs.progress import Finished
 
 
@@ -40,7 +42,7 @@ def main() -> int:
         log(f"error: {error.message}")
         finished = Finished(
             outcome="failed", step=None, reason=error.message, hint=error.hint, exit_code=error.exit_code,
-            cause=Cause.REFUSED if error.exit_code > 1 else Cause.ERROR,
+            cause=_cause(error),
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001  # the edge of the process: the last line tells what happened
         log(traceback.format_exc())
@@ -51,8 +53,17 @@ def main() -> int:
     return finished.exit_code
 
 
+def _cause(error: "GptjobsError") -> "Cause":
+    from gptjobs.errors import OutOfMemory
+    from gptjobs.job import Cause
+
+    if isinstance(error, OutOfMemory):
+        return Cause.OUT_OF_MEMORY
+    return Cause.REFUSED if error.exit_code > 1 else Cause.ERROR
+
+
 def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finished":
-    from gptjobs import checkpoint
+    from gptjobs import checkpoint, record
     from gptjobs.config import Plan
     from gptjobs.errors import UsageError
     from gptjobs.layout import Layout
@@ -63,28 +74,35 @@ def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finish
     layout = Layout(config.parents[2])
     plan = Plan.from_dict(json.loads(config.read_bytes()))
 
+    from worker.trainer import memory
     from worker.trainer.device import best_available, open_device
     from worker.trainer.loop import train
 
+    planned = plan.settled.train.windows_at_once
     if arguments.attempt is not None:
         attempt = checkpoint.read_attempt(layout, plan.job, arguments.attempt)
         start = checkpoint.read(layout, attempt.start) if attempt.start else None
     else:
         start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
+        name = arguments.device or best_available()
         attempt = checkpoint.begin_attempt(
             layout,
             plan.job,
             checkpoint.latest_token(layout, plan.job) + 1,
             start,
             worker=f"by-hand@{socket.gethostname()}",
-            device=arguments.device or best_available(),
+            device=name,
+            micro_batch=record.micro_batch(record.read_attempts(layout, plan.job), name, planned),
         )
-    device = open_device(attempt.device, plan.settled.train.precision)
-    log(
-        f"job {plan.job}, token {attempt.token}, on {attempt.device} in {device.precision}, "
-        f"from {attempt.start or 'scratch'} to step {plan.settled.end_step}"
-    )
-    return train(layout, plan, attempt, start, device, report, stop)
+    with memory.told(attempt.device):
+        device = open_device(attempt.device, plan.settled.train.precision)
+        log(
+            f"job {plan.job}, token {attempt.token}, on {attempt.device} in {device.precision}, "
+            f"from {attempt.start or 'scratch'} to step {plan.settled.end_step}"
+        )
+        if attempt.micro_batch is not None:
+            log(f"windows at once: {attempt.micro_batch} of {planned}, as memory ran out on {device.place.type} before")
+        return train(layout, plan, attempt, start, device, report, stop)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,13 @@ class Device:
             return tensor.pin_memory().to(self.place, non_blocking=True)
         return tensor.to(self.place)
 
+    def empty_cache(self) -> None:
+        """Give back what torch keeps of the device's memory for later."""
+        if self.place.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.place.type == "mps":
+            torch.mps.empty_cache()
+
 
 def best_available() -> str:
     if torch.cuda.is_available():

@@ -17,6 +17,7 @@ from worker.child import Stop, log
 from worker.trainer import optim, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
+from worker.trainer.memory import Fitting
 from worker.trainer.state import TrainingState
 
 REPORT_AT_LEAST_EVERY_S = 10.0
@@ -34,6 +35,7 @@ def train(
     at = state.load(layout, plan, start, device)
     data = Batches(layout.token_file(plan.data_name, plan.data_digest, config.encoding), config.block_size, config.seed)
     meter = Meter(plan, at, device, report)
+    fitting = Fitting(attempt.micro_batch or config.windows_at_once, at, device, report)
 
     def save() -> None:
         with meter.pause("saving"):
@@ -43,7 +45,7 @@ def train(
 
     def evaluate() -> None:
         with meter.pause("evaluating"):
-            _evaluate(at, data, settled, device, stop)
+            fitting.compute(lambda windows: _evaluate(at, data, settled, device, stop, windows))
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
         if outcome != "diverged" and at.written_step != at.step:
@@ -58,7 +60,7 @@ def train(
     while at.step < settled.end_step:
         rate = config.learning_rate_at(at.step)
         optim.set_learning_rate(at.optimizer, rate)
-        meter.add(*_gradients(at, data, config, device))
+        meter.add(*fitting.compute(lambda windows: _gradients(at, data, config, device, windows)))
         if at.step == first_step:
             meter.line(rate, ends_interval=False)
         at.optimizer.step()
@@ -94,16 +96,18 @@ def _stops_early(at: TrainingState, config: TrainConfig) -> tuple[TrainerOutcome
     return None
 
 
-def _gradients(at: TrainingState, data: Batches, config: TrainConfig, device: Device) -> tuple[Tensor, Tensor]:
-    """The gradients of one update, added up over micro-batches. Returns the mean loss and the gradient's
-    norm before clipping, both still on the device."""
+def _gradients(
+    at: TrainingState, data: Batches, config: TrainConfig, device: Device, windows: int
+) -> tuple[Tensor, Tensor]:
+    """The gradients of one update, added up over micro-batches of so many windows. Returns the mean loss and the
+    gradient's norm before clipping, both still on the device."""
     if config.dropout:
         torch.manual_seed(config.seed * 1_000_003 + at.step)
     tokens, targets = data.batch(at.windows, config.batch_size)
     total = torch.zeros((), device=device.place)
     at.optimizer.zero_grad(set_to_none=True)
-    for first in range(0, config.batch_size, config.windows_at_once):
-        rows = slice(first, first + config.windows_at_once)
+    for first in range(0, config.batch_size, windows):
+        rows = slice(first, first + windows)
         with device.autocast():
             loss = at.model.loss(device.put(tokens[rows]), device.put(targets[rows]))
         share = loss * (len(tokens[rows]) / config.batch_size)
@@ -114,13 +118,13 @@ def _gradients(at: TrainingState, data: Batches, config: TrainConfig, device: De
 
 
 @torch.no_grad()
-def _evaluate(at: TrainingState, data: Batches, settled: Settled, device: Device, stop: Stop) -> None:
+def _evaluate(at: TrainingState, data: Batches, settled: Settled, device: Device, stop: Stop, windows: int) -> None:
     """Set the state's validation loss: the mean over the held-out windows. Left undone when asked to stop,
     but at the job's last step."""
     config = settled.train
     at.model.eval()
     total, count = torch.zeros((), device=device.place, dtype=torch.float32), 0
-    for tokens, targets in data.held_out(config.eval_tokens, config.windows_at_once):
+    for tokens, targets in data.held_out(config.eval_tokens, windows):
         if stop.requested and at.step < settled.end_step:
             break
         with device.autocast():
