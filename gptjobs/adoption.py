@@ -4,16 +4,19 @@ The file stays as it is and where it is; one from outside the storage root is co
 only the root.
 """
 
+import errno
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gptjobs import checkpoint, durable, foreign
+from gptjobs import checkpoint, durable, foreign, storage
 from gptjobs.checkpoint import Checkpoint, Cursor, Manifest
 from gptjobs.config import Overrides
 from gptjobs.errors import NotFound, Refused
 from gptjobs.facts import Facts
 from gptjobs.layout import Layout
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def adopt(
@@ -79,10 +82,12 @@ def commit(layout: Layout, found: Checkpoint) -> Checkpoint:
     path = layout.path(found.name)
     try:
         if layout.inside(found.lies_at) is None and not path.exists():
-            _copy(found.lies_at, path)
+            _copy(layout, found.lies_at, path)
         with suppress(FileExistsError):  # of another client, or of an earlier import
             durable.create(checkpoint.manifest_path(path), durable.to_json(found.manifest.to_dict()))
     except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise storage.told(error, f"{found.lies_at} cannot be imported to {path.parent}") from error
         raise Refused(
             f"{found.lies_at} cannot be imported: {error.strerror} in {path.parent}",
             hint="its manifest goes beside it: make that folder writable, or copy the file to one that is",
@@ -90,8 +95,11 @@ def commit(layout: Layout, found: Checkpoint) -> Checkpoint:
     return checkpoint.read(layout, found.name)
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _copy(layout: Layout, source: Path, target: Path) -> None:
+    imported = layout.checkpoints / "imported"
+    durable.make_folder(imported)
+    durable.sweep(imported)
+    durable.make_folder(target.parent)
     if foreign.is_folder(source.parent):
         durable.copy(source.with_name(foreign.CONFIG_FILE), target.with_name(foreign.CONFIG_FILE))
     durable.copy(source, target)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from gptjobs.layout import Layout, parse_checkpoint_name
 
 SCHEMA = 1
 GOOD = "good"
+QUARANTINED = "quarantined"
+YOUNG_S = 3600.0
+"""A slow network file system may show a manifest before its data, to other hosts, while a checkpoint is this young."""
+ARRIVES_WITHIN_S = 30.0
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 _READ_BYTES = 1 << 22
 
@@ -125,6 +129,7 @@ class Checkpoint:
             "layout": manifest.layout,
             "has_moments": manifest.has_moments,
             "status": manifest.status,
+            "reason": manifest.reason,
             "size": manifest.size,
             "sha256": manifest.sha256,
             "parent": manifest.parent,
@@ -163,12 +168,34 @@ def read_manifest(path: Path) -> Manifest:
 
 def verify(layout: Layout, checkpoint: Checkpoint) -> None:
     """Raise Refused where the file is not, to the bit, what its manifest says."""
+    if fault := _fault(layout, checkpoint):
+        raise _corrupt(checkpoint, fault)
+
+
+def _fault(layout: Layout, checkpoint: Checkpoint) -> str | None:
+    """In what the file is not what its manifest says."""
     path = checkpoint.lies_at or layout.path(checkpoint.name)
     size = path.stat().st_size
     if size != checkpoint.manifest.size:
-        raise _corrupt(checkpoint, f"it has {size} bytes, not {checkpoint.manifest.size}")
-    if sha256_of(path) != checkpoint.manifest.sha256:
-        raise _corrupt(checkpoint, "its SHA-256 is not that of its manifest")
+        return f"it has {size} bytes, not {checkpoint.manifest.size}"
+    return None if sha256_of(path) == checkpoint.manifest.sha256 else "its SHA-256 is not that of its manifest"
+
+
+def _lasting_fault(layout: Layout, checkpoint: Checkpoint) -> str | None:
+    """Of a young checkpoint, which another host may just have written, once its data had the time to arrive."""
+    is_young = time.time() - (checkpoint.manifest.written_at or 0.0) < YOUNG_S
+    deadline, pause_s = time.monotonic() + ARRIVES_WITHIN_S * is_young, 0.5
+    while (fault := _fault(layout, checkpoint)) and time.monotonic() < deadline:
+        time.sleep(pause_s)
+        pause_s *= 1.5
+    return fault
+
+
+def quarantine(layout: Layout, checkpoint: Checkpoint, reason: str) -> Checkpoint:
+    """Write down that a checkpoint is not to be used, and why."""
+    changed = replace(checkpoint.manifest, status=QUARANTINED, reason=reason)
+    durable.write(manifest_path(layout.path(checkpoint.name)), durable.to_json(changed.to_dict()))
+    return replace(checkpoint, manifest=changed)
 
 
 def _corrupt(checkpoint: Checkpoint, why: str) -> Refused:
@@ -210,6 +237,12 @@ def of_job(layout: Layout, job: str) -> list[Checkpoint]:
             with suppress(Refused):  # a manifest that cannot be read costs no other checkpoint
                 found.append(read(layout, name))
     return sorted(found, key=lambda each: (each.manifest.step, each.manifest.token))
+
+
+def listed(layout: Layout, job: str) -> list[Checkpoint]:
+    """The job's checkpoints that count, and those in quarantine, by step."""
+    count = {each.name for each in counting(layout, job)}
+    return [each for each in of_job(layout, job) if each.name in count or each.manifest.status != GOOD]
 
 
 def counting(layout: Layout, job: str) -> list[Checkpoint]:
@@ -267,7 +300,8 @@ def begin_attempt(
         began_at=time.time(),
         micro_batch=micro_batch,
     )
-    layout.attempts(job).mkdir(parents=True, exist_ok=True)
+    durable.make_folder(layout.job_outputs(job))
+    durable.make_folder(layout.attempts(job))
     durable.create(layout.attempt_file(job, token), durable.to_json({"schema": SCHEMA, **asdict(made)}))
     return made
 
@@ -309,27 +343,30 @@ def lineage(layout: Layout, job: str) -> list[tuple[int, float]]:
     return chain[::-1]
 
 
-def start_of_next_attempt(layout: Layout, job: str, parent: str | None) -> Checkpoint | None:
+def start_of_next_attempt(
+    layout: Layout, job: str, parent: str | None, tell: Callable[[Checkpoint], None] = lambda checkpoint: None
+) -> Checkpoint | None:
     """The newest checkpoint of the job that counts and is whole, else the one it was to start from, else
-    None: from scratch. Raises Refused where that parent is corrupt."""
+    None: from scratch. Those that are corrupt are quarantined, and told. Raises Refused where that parent is."""
     for each in reversed(counting(layout, job)):
-        try:
-            verify(layout, each)
-        except Refused:
-            continue
-        return each
+        fault = _lasting_fault(layout, each)
+        if fault is None:
+            return each
+        tell(quarantine(layout, each, f"corrupt: {fault}"))
     if parent is None:
         return None
     first = read(layout, parent)
-    verify(layout, first)
+    if fault := _lasting_fault(layout, first):
+        raise _corrupt(first, fault)
     return first
 
 
 def sweep_leftovers(layout: Layout, job: str) -> None:
-    """Remove what torn writes left in the job's folder: temporary files, checkpoints without a manifest."""
-    folder = layout.job_checkpoints(job)
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-    for path in folder.glob("*.pt"):
+    """Remove what torn writes left in the job's folders: temporary files, checkpoints without a manifest. Clients
+    write to its outputs too, and live."""
+    durable.sweep(layout.job_checkpoints(job), older_than_s=0.0)
+    durable.sweep(layout.attempts(job), older_than_s=0.0)
+    durable.sweep(layout.job_outputs(job))
+    for path in layout.job_checkpoints(job).glob("*.pt"):
         if not manifest_path(path).exists():
             path.unlink(missing_ok=True)

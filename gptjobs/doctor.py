@@ -16,9 +16,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import gptjobs
-from gptjobs import durable
+from gptjobs import durable, storage
 from gptjobs.data import encoding
-from gptjobs.errors import GptjobsError, NotFound
+from gptjobs.errors import GptjobsError, NotFound, Refused
 from gptjobs.layout import Layout
 from gptjobs.settings import Settings, public
 from gptjobs.store import Server, Store
@@ -207,6 +207,7 @@ def redis(settings: Settings) -> Iterator[Check]:
             says=f"{public(settings.redis_url)} answers in {server.ping_s * 1000:.1f} ms, version {server.version}",
         )
         yield from fitness(server, settings.redis_url)
+        yield from same_root(Layout(settings.root), store)
         yield from workers(store)
     except GptjobsError as error:
         yield Check(name="redis", verdict=Verdict.PROBLEM, says=error.message, hint=error.hint)
@@ -252,6 +253,16 @@ def fitness(server: Server, url: str) -> Iterator[Check]:
             says=f"this host's clock and Redis's are {apart:.0f} s apart: only the times shown mislead",
             hint="timedatectl set-ntp true",
         )
+
+
+def same_root(layout: Layout, store: Store) -> Iterator[Check]:
+    """Whether the jobs in Redis have their files here; only what is not well."""
+    if not layout.is_there:
+        return
+    try:
+        storage.expect(layout, store.root())
+    except Refused as error:
+        yield Check(name="marker", verdict=Verdict.PROBLEM, says=error.message, hint=error.hint)
 
 
 def workers(store: Store) -> Iterator[Check]:

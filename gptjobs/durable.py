@@ -5,11 +5,17 @@ import json
 import os
 import secrets
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 # what file systems without hard links (SMB, exFAT) answer
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+LEFT_BEHIND_S = 24 * 3600.0
+"""A temporary file this old has no living writer, whoever that was."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -19,6 +25,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, durably, in one that is there: a mount point that is bare stays bare."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+        sync_folder(folder.parent)
 
 
 def temporary(path: Path) -> Path:
@@ -72,6 +85,11 @@ def place(beside: Path, path: Path) -> None:
     """Move a finished file to its name; raises FileExistsError, and leaves it, where that is taken."""
     try:
         os.link(beside, path)
+    except FileExistsError:
+        # a network file system asks again where the answer was lost, and finds its own link
+        if not os.path.samestat(path.lstat(), beside.lstat()):
+            raise
+        beside.unlink()
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
@@ -81,6 +99,14 @@ def place(beside: Path, path: Path) -> None:
     else:
         beside.unlink()
     sync_folder(path.parent)
+
+
+def sweep(folder: Path, *, older_than_s: float = LEFT_BEHIND_S) -> None:
+    """Remove temporary files that killed writers left in `folder`."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # its writer lives, or another one sweeps too
+            if time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink()
 
 
 def to_json(value: Any) -> bytes:

@@ -61,7 +61,7 @@ def explain(job: Job, past: Past, queue: Queue, *, now: float) -> Explanation:
         return _in_work(job, past, queue, now)
     if job.state is JobState.PAUSED:
         why = f": {job.why}" if job.why else ""
-        because = (f"It was paused{why}; nothing happens by itself.", _where_it_stands(job, past))
+        because = (*_attempts(past), f"It was paused{why}.", "Nothing happens by itself.", _where_it_stands(job, past))
         return Explanation(because=because, next=(f"gptjobs unpause {job.spec.id}", f"gptjobs cancel {job.spec.id}"))
     return _waiting(job, past, queue)
 

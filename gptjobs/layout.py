@@ -5,12 +5,16 @@ import os
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptjobs import durable
 from gptjobs.errors import Refused
 
+SCHEMA = 1
 JOB_ID_BYTES = 6
+ROOT_ID_BYTES = 8
 _DATASET_LENGTH = 128
 """characters: names of checkpoints and temporary files must stay below 255"""
 _PART_LENGTH = 255
@@ -89,6 +93,8 @@ class Layout:
     """The storage root's folders and files."""
 
     root: Path
+    id: str | None = None
+    """the root's, where somebody looked: see storage.py"""
 
     @property
     def is_there(self) -> bool:
@@ -96,8 +102,18 @@ class Layout:
         return self.checkpoints.is_dir()
 
     def make(self) -> None:
+        """Make this folder a storage root. Nothing else makes these folders, so that a mount point stays bare."""
         for folder in (self.checkpoints, self.shared_data, self.logs, self.outputs):
             folder.mkdir(parents=True, exist_ok=True)
+        if not self.marker.exists():
+            marker = durable.to_json({"schema": SCHEMA, "id": secrets.token_hex(ROOT_ID_BYTES)})
+            with suppress(FileExistsError):  # made by another host at the same moment
+                durable.create(self.marker, marker)
+
+    @property
+    def marker(self) -> Path:
+        """Tells this root from another one, and from the bare point where its disk is not mounted."""
+        return self.root / ".gptjobs-root"
 
     @property
     def checkpoints(self) -> Path:

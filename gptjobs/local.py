@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from gptjobs import durable, settings
+from gptjobs import durable, settings, storage
 from gptjobs.errors import GptjobsError, NotFound, RedisUnreachable, Refused
 from gptjobs.layout import Layout
 from gptjobs.settings import Settings
@@ -118,7 +118,10 @@ class Stack:
     _lock: IO[str] | None = None
 
     def __enter__(self) -> "Stack":
-        Layout(self.settings.root).make()
+        layout = Layout(self.settings.root)
+        if self.settings.redis_url_given:
+            storage.expect(layout, Store(self.settings.redis_url).root())
+        layout.make()
         self.settings.home.mkdir(mode=0o700, exist_ok=True)
         self._take_lock()
         try:
@@ -139,9 +142,7 @@ class Stack:
             raise Refused(f"gptjobs up runs in {self.settings.root} already", hint="gptjobs list") from None
 
     def _start(self) -> None:
-        if self.settings.redis_url_given:
-            Store(self.settings.redis_url).ping()
-        else:
+        if not self.settings.redis_url_given:
             self._start_server()
         if self.with_worker:
             self._start_worker()

@@ -4,15 +4,22 @@ The client plans to refuse early and to show the contract; the worker that takes
 clients that have no root. Both get the same plan.
 """
 
+import math
+import shutil
 from pathlib import Path
 
 from gptjobs.checkpoint import GOOD, Checkpoint
-from gptjobs.config import BYTES, HELD_OUT_PART, Plan, Settled, settle
+from gptjobs.config import BYTES, HELD_OUT_PART, ModelConfig, Plan, Settled, settle
 from gptjobs.data import encoding, tokens
-from gptjobs.errors import NotFound, Refused, UsageError
+from gptjobs.errors import NoSpace, NotFound, Refused, UsageError
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout, dataset_name
 from gptjobs.reference import find_checkpoint
+
+FLOAT_BYTES = 3 * 4
+"""of a weight in a checkpoint: itself and the optimizer's two moments"""
+TOKEN_BYTES = 2
+"""of a token; a byte of text is at most one"""
 
 
 def plan(
@@ -52,6 +59,39 @@ def plan(
     )
     _check_data(layout, made, source)
     return made, parent
+
+
+def check_room(layout: Layout, made: Plan, step: int, outside: Path | None = None) -> None:
+    """Raise NoSpace where what the job will keep from `step` on does not fit: its checkpoints, its tokens, and a
+    copy of a source from outside."""
+    steps, interval = made.settled.end_step - step, made.settled.train.checkpoint_interval
+    count = made.settled.end_step // interval - step // interval + (made.settled.end_step % interval > 0)
+    size, data = checkpoint_bytes(made.settled.model), _data_bytes(layout, made, outside)
+    free = shutil.disk_usage(layout.checkpoints).free
+    if count * size + data <= free:
+        return
+    fit = (free - data) // size
+    fewer = f", or --checkpoint-interval {math.ceil(steps / (fit - 1))}" if fit > 1 else ""
+    raise NoSpace(
+        f"there is no space for what the job will keep: {count:,} checkpoints of {size / 1e6:,.0f} MB and "
+        f"{data / 1e6:,.0f} MB of data, where {free / 1e6:,.0f} MB are free",
+        hint=f"make room at {layout.root}{fewer}",
+    )
+
+
+def _data_bytes(layout: Layout, made: Plan, outside: Path | None) -> int:
+    """Of the tokens that are still to be made, at most, and of the source, if it is to be copied."""
+    source = outside or layout.path(made.settled.train.data)
+    size = source.stat().st_size if source.is_file() else 0
+    has_tokens = tokens.read_manifest(token_file_of(layout, made)) is not None
+    return (0 if has_tokens else TOKEN_BYTES * size) + (size if outside else 0)
+
+
+def checkpoint_bytes(model: ModelConfig) -> int:
+    """About the size of a checkpoint's file."""
+    width = model.n_embd
+    tables = (model.vocab_size * (1 if model.tied else 2) + model.n_positions) * width
+    return FLOAT_BYTES * (tables + model.n_layer * (12 * width + 13) * width)
 
 
 def data_named(settled: Settled) -> str:

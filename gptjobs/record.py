@@ -20,7 +20,7 @@ def write_spec(layout: Layout, spec: JobSpec) -> bool:
     """`job.json`; False where it is there already."""
     if layout.job_file(spec.id).exists():
         return False
-    layout.job_outputs(spec.id).mkdir(parents=True, exist_ok=True)
+    durable.make_folder(layout.job_outputs(spec.id))
     try:
         durable.create(layout.job_file(spec.id), durable.to_json(spec.to_dict()))
     except FileExistsError:
@@ -45,7 +45,7 @@ def read_spec(layout: Layout, job: str) -> JobSpec:
 
 def ask(layout: Layout, job: str, request: str, value: Any = True) -> None:
     """Write down that a user asks for it: cancel, pause (with a reason) or priority."""
-    layout.job_outputs(job).mkdir(parents=True, exist_ok=True)
+    durable.make_folder(layout.job_outputs(job))
     durable.write(layout.request_file(job, request), durable.to_json({"schema": SCHEMA, request: value}))
 
 
@@ -71,7 +71,7 @@ def take_back(layout: Layout, job: str, request: str) -> None:
 
 def write_outcome(layout: Layout, job: str, outcome: Outcome, token: int) -> None:
     """How the job ended, said by the attempt `token` or after it. The first outcome that counts stands."""
-    layout.job_outputs(job).mkdir(parents=True, exist_ok=True)
+    durable.make_folder(layout.job_outputs(job))
     if read_outcome(layout, job) is None:
         durable.write(layout.outcome_file(job), durable.to_json({**outcome.to_dict(), "token": token}))
 

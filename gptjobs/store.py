@@ -21,6 +21,7 @@ Key schema
     gptjobs:waiting       set     ids that are queued
     gptjobs:leased        set     ids that are running, pausing or cancelling
     gptjobs:worker:<name> string  what a worker offers, JSON; expires when the worker is gone
+    gptjobs:root          string  the id of the storage root that has the jobs' files
     gptjobs:asked:<name>  string  drain or stop, for that worker; expires when nobody heard it
 
 Nothing here is decided by a clock. A worker's key expires, but that is for people.
@@ -62,6 +63,7 @@ WAITING = "gptjobs:waiting"
 LEASED = "gptjobs:leased"
 WORKER = "gptjobs:worker:"
 ASKED = "gptjobs:asked:"
+ROOT = "gptjobs:root"
 
 CLIENT_TIMEOUT_S = 5.0
 LEASE_TIMEOUT_S = 2.0
@@ -282,6 +284,13 @@ class Store:
         if state is None:
             raise NotFound(f"Redis has no job {job}", hint="gptjobs repair, if Redis was flushed; gptjobs list")
         return JobState(state)
+
+    def root(self, own: str | None = None) -> str | None:
+        """The id of the storage root that has the jobs' files; a worker's `own` where nobody has said so yet."""
+        with self._reaching():
+            if own is not None:
+                self._redis.setnx(ROOT, own)
+            return cast(str | None, self._redis.get(ROOT))
 
     def ask_worker(self, worker: str, what: str) -> None:
         with self._reaching():

@@ -11,13 +11,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from types import FrameType
 
 from celery import signals
 from celery.platforms import SecurityWarning
 
-from gptjobs import broker, settings
+from gptjobs import broker, settings, storage
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from gptjobs.store import LeaseStore, Unreachable
@@ -28,6 +29,7 @@ from worker.tasks import Station, register
 
 AT_ONCE_S = 5.0
 """for a worker that was told to stop at once, before it ends without telling Redis"""
+REDIS_PAUSE_S = 5.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -48,7 +50,7 @@ def main() -> int:
     try:
         store = LeaseStore(where.redis_url)
         host = this_host(_free_name(arguments.name, store), arguments.device, arguments.slots)
-        layout.make()
+        layout = _open_root(layout, store)
     except GptjobsError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
@@ -99,6 +101,21 @@ def main() -> int:
     celery_worker.start()
     rescue.stop()
     return int(celery_worker.exitcode or 0)
+
+
+def _open_root(layout: Layout, store: LeaseStore) -> Layout:
+    """The root that Redis's jobs have their files in; the first worker makes its own that one. Raises Refused where
+    this folder is another."""
+    while True:
+        try:
+            storage.expect(layout, store.root())
+            layout.make()
+            here = storage.identified(layout)
+            storage.expect(here, store.root(here.id))
+            return here
+        except Unreachable as error:
+            logging.warning("Redis does not answer (%s); waiting for it", error)
+            time.sleep(REDIS_PAUSE_S)
 
 
 def _drain_when_input_ends() -> None:

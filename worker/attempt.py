@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
-from gptjobs import adoption, checkpoint, durable, planning, record
+from gptjobs import adoption, checkpoint, durable, planning, record, storage
+from gptjobs.checkpoint import Checkpoint
 from gptjobs.config import Plan
 from gptjobs.data import tokens
-from gptjobs.errors import GptjobsError, NotFound, OutOfMemory
+from gptjobs.errors import GptjobsError, NoSpace, NotFound, OutOfMemory, StorageAway
 from gptjobs.job import (
     FRUITLESS_LIMIT,
     WAYS,
@@ -28,8 +29,6 @@ from gptjobs.progress import CheckpointWritten, Line, Progress, StageBegan
 from worker import outputs
 from worker.lease import HeldLease
 from worker.supervisor import Drain, Ended, Supervisor, encoder_command, trainer_command
-
-STORAGE_PAUSE_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -52,36 +51,57 @@ class Attempt:
     def run(self) -> Verdict:
         """Train the job as far as it goes, and say how that ended."""
         try:
-            return self._run()
+            storage.check(self._layout)
+            plan, verdict = self._run()
+            storage.check(self._layout)  # what was missed on a bare mount point is not gone
+        except (OSError, NoSpace, StorageAway) as error:
+            plan, verdict = None, self._in_trouble(error)
+        try:
+            if self._is_the_newest:
+                self._write_down(plan, verdict.outcome)
         except OSError as error:
-            logger.exception("job %s: the storage root does not work", self._spec.id)
-            self._drain.wait(STORAGE_PAUSE_S)
-            reason = f"the storage root does not work on {self._worker}: {error}"
-            return self._again(Cause.STORAGE, reason, wrote_checkpoint=False)
+            logger.warning("job %s: its end could not be written down: %s", self._spec.id, error)
+            if verdict.outcome.state.is_terminal:
+                return self._in_trouble(error)
+        return verdict
 
-    def _run(self) -> Verdict:
+    def _run(self) -> tuple[Plan | None, Verdict]:
         layout, spec, plan = self._layout, self._spec, None
         record.write_spec(layout, spec)
         ended_before = record.read_outcome(layout, spec.id)
         if ended_before is not None:
-            return Verdict(outcome=ended_before)
+            return None, Verdict(outcome=ended_before)
         asked_for = record.with_requests(layout, spec.id, JobState.QUEUED)
         if asked_for is not JobState.QUEUED:
-            verdict = Verdict(outcome=Outcome(state=asked_for, reason=asked_for.value))
-        else:
-            try:
-                plan = self._settled_plan()
-                self._begin(plan)
-                with self._open_log(plan) as log:
-                    ended = self._encode(plan, log) or self._train(plan, log)
-                    verdict = self._verdict(ended)
-                    if verdict.outcome.cause is not None:
-                        log.write(f"{self._in_words(verdict)}\n".encode())
-            except GptjobsError as error:
-                verdict = Verdict(outcome=Outcome(state=JobState.FAILED, reason=error.message, hint=error.hint))
-        if self._is_the_newest:
-            self._write_down(plan, verdict.outcome)
-        return verdict
+            return None, Verdict(outcome=Outcome(state=asked_for, reason=asked_for.value))
+        try:
+            plan = self._settled_plan()
+            with self._open_log(plan) as log:
+                self._begin(plan, log)
+                ended = self._encode(plan, log) or self._train(plan, log)
+                verdict = self._verdict(ended)
+                if verdict.outcome.cause is not None:
+                    log.write(f"{self._in_words(verdict)}\n".encode())
+            return plan, verdict
+        except (NoSpace, StorageAway):
+            raise
+        except GptjobsError as error:
+            return plan, Verdict(outcome=Outcome(state=JobState.FAILED, reason=error.message, hint=error.hint))
+
+    def _in_trouble(self, error: Exception) -> Verdict:
+        """What it means for the job that the storage root does not work here, or is full."""
+        logger.warning("job %s: %s", self._spec.id, error)
+        if storage.cause_of(error) is Cause.NO_SPACE:
+            return self._paused_for_space(str(error))
+        reason = f"the storage root does not work on {self._worker}: {error}"
+        return self._again(Cause.STORAGE, reason, wrote_checkpoint=False)
+
+    def _paused_for_space(self, words: str) -> Verdict:
+        reason = f"{words}; free space in the storage root, then gptjobs unpause {self._spec.called}"
+        with suppress(OSError):  # a full root may not take this either
+            if self._is_the_newest:
+                record.ask(self._layout, self._spec.id, "pause", reason)
+        return Verdict(outcome=Outcome(state=JobState.PAUSED, reason=reason, cause=Cause.NO_SPACE))
 
     @property
     def _is_the_newest(self) -> bool:
@@ -101,10 +121,12 @@ class Attempt:
         assert plan is not None
         return plan
 
-    def _begin(self, plan: Plan) -> None:
+    def _begin(self, plan: Plan, log: IO[bytes]) -> None:
         """Write down that this attempt is the newest, and from where it starts."""
         layout, token = self._layout, self._held.lease.token
-        start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
+        corrupt: list[Checkpoint] = []
+        start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent, corrupt.append)
+        planning.check_room(layout, plan, start.manifest.step if start else 0)
         windows = record.micro_batch(
             record.read_attempts(layout, plan.job), self._device, plan.settled.train.windows_at_once
         )
@@ -113,7 +135,19 @@ class Attempt:
         )
         if self._is_the_newest:
             checkpoint.sweep_leftovers(layout, plan.job)
+        for each in corrupt:
+            self._tell_quarantine(each, log)
         self._held.show({"end_step": plan.settled.end_step})
+
+    def _tell_quarantine(self, each: Checkpoint, log: IO[bytes]) -> None:
+        log.write(f"checkpoint {each.name} is quarantined, {each.manifest.reason}; an earlier one is used\n".encode())
+        self._write_line("quarantined", name=each.name, step=each.manifest.step, reason=each.manifest.reason)
+
+    def _write_line(self, kind: str, **values: Any) -> None:
+        """Add to the attempt's own lines what its trainer does not know."""
+        line = {"schema": 1, "kind": kind, "time": time.time(), **values}
+        with self._layout.attempt_lines(self._spec.id, self._held.lease.token).open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
 
     def _open_log(self, plan: Plan) -> IO[bytes]:
         self._layout.logs.mkdir(exist_ok=True)
@@ -136,12 +170,12 @@ class Attempt:
     def _train(self, plan: Plan, log: IO[bytes]) -> Ended:
         layout, token = self._layout, self._held.lease.token
         command = trainer_command(layout.config_file(plan.job), token)
-        with layout.attempt_lines(plan.job, token).open("a", buffering=1) as lines:
+        with layout.attempt_lines(plan.job, token).open("ab", buffering=0) as lines:
 
             def keep(line: Line, text: str) -> None:
                 self._show(line, text)
                 try:
-                    lines.write(text + "\n")
+                    lines.write(f"{text}\n".encode())
                     if isinstance(line, CheckpointWritten):
                         outputs.put_together(layout, self._spec)
                 except OSError as error:
@@ -175,6 +209,8 @@ class Attempt:
             hint = OutOfMemory.remedy
         if ended.cause is Cause.REFUSED:
             return Verdict(outcome=Outcome(state=JobState.FAILED, reason=ended.words, hint=hint, cause=ended.cause))
+        if ended.cause is Cause.NO_SPACE:
+            return self._paused_for_space(ended.words)
         if ended.cause is Cause.STOPPED:
             words = f"{self._worker} stopped" if self._drain.is_set() else ended.words
             return self._again(ended.cause, words, wrote_checkpoint=ended.wrote_checkpoint)
@@ -202,10 +238,8 @@ class Attempt:
     def _write_down(self, plan: Plan | None, outcome: Outcome) -> None:
         """How the attempt ended, in the root before Redis hears of it; at the job's end also a summary."""
         layout, job = self._layout, self._spec.id
-        layout.attempts(job).mkdir(exist_ok=True)
-        line = {"schema": 1, "kind": "ended", "time": time.time(), **outcome.to_dict()}
-        with layout.attempt_lines(job, self._held.lease.token).open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+        durable.make_folder(layout.attempts(job))
+        self._write_line("ended", **outcome.to_dict())
         if outcome.state.is_terminal:
             record.write_outcome(layout, job, outcome, self._held.lease.token)
         if outcome.state.is_terminal and plan is not None:

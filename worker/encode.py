@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from gptjobs import storage
 from gptjobs.config import Plan
 from gptjobs.data import tokens
 from gptjobs.errors import GptjobsError
@@ -39,9 +40,14 @@ def main() -> int:
     except _Stopped:
         report(Finished(outcome="stopped", step=None))
         return 0
-    except GptjobsError as error:
+    except (GptjobsError, OSError) as fault:
+        error = storage.told(fault, f"{source} could not be encoded") if isinstance(fault, OSError) else fault
         log(f"error: {error.message}")
-        report(Finished(outcome="failed", step=None, reason=error.message, hint=error.hint, exit_code=error.exit_code))
+        finished = Finished(
+            outcome="failed", step=None, reason=error.message, hint=error.hint, exit_code=error.exit_code,
+            cause=storage.cause_of(error),
+        )  # fmt: skip
+        report(finished)
         return error.exit_code
     log(f"{made.token_count:,} tokens")
     report(Finished(outcome="finished", step=None))

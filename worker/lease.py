@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gptjobs import checkpoint, record
+from gptjobs import checkpoint, record, storage
+from gptjobs.errors import StorageAway
 from gptjobs.job import Fruitless, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.store import Fenced, Lease, LeaseStore, RecordMissing, Unreachable
@@ -89,6 +90,8 @@ class HeldLease:
             self.lost = True
         except Unreachable as error:
             self._note_offline(error)
+        except (OSError, StorageAway) as error:
+            logger.warning("job %s is missing in Redis, and its record cannot be read: %s", self._spec.id, error)
         else:
             self._note_online()
 
@@ -102,6 +105,7 @@ class HeldLease:
         """Redis was flushed. The highest attempt in the storage root, and only it, restores the record, unless others
         ended the job."""
         job = self._spec.id
+        storage.check(self._layout)
         is_ended = not self._stopped.is_set() and record.read_outcome(self._layout, job) is not None
         if is_ended or checkpoint.latest_token(self._layout, job) != self.lease.token:
             raise Fenced

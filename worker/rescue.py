@@ -99,6 +99,7 @@ class Rescue:
         station = self._station
         station.store.announce(self._presence())
         self._heed(station.store.asked_of_worker(station.host.worker))
+        station.store.root(station.layout.id)  # after a flush, nobody else may say it
         leased = {job.spec.id: job for job in station.store.leased()}
         beats = {id: (job.token, job.beat) for id, job in leased.items()}
         for id in self._beats.stale(beats, now):

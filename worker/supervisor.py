@@ -232,6 +232,8 @@ def cause_of(code: int, *, out_of_memory: bool) -> tuple[Cause, str]:
         name = str(-code)
     if -code == signal.SIGKILL and out_of_memory:
         return Cause.OUT_OF_MEMORY, "out of memory: the kernel killed the trainer"
+    if -code == signal.SIGBUS:
+        return Cause.STORAGE, "a mapped file of the storage root could not be read: SIGBUS"
     if -code in _FROM_OUTSIDE:
         return Cause.KILLED, f"killed from outside: {name}"
     return Cause.SIGNAL, f"signal {name}"

@@ -14,7 +14,7 @@ from celery.exceptions import Ignore
 from celery.utils.functional import maybe_list
 from celery.worker.control import Panel
 
-from gptjobs import broker, checkpoint, control, record
+from gptjobs import broker, checkpoint, control, record, storage
 from gptjobs.errors import JobFailed, NotFound, RedisUnreachable, Refused
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.layout import Layout
@@ -23,6 +23,8 @@ from worker.attempt import Attempt
 from worker.host import Host
 from worker.lease import HeldLease
 from worker.supervisor import Drain
+
+ROOT_LOOK_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class Station:
 
     @property
     def is_idle(self) -> bool:
-        return len(self.jobs) < len(self.host.slots) and not self.drain.is_set()
+        return not self.slots.empty() and not self.drain.is_set()
 
 
 def register(station: Station) -> None:
@@ -72,6 +74,7 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
         raise Ignore  # it waits; a worker that stays rings again
     worker = station.host.worker
     try:
+        _wait_for_root(station)
         found = station.store.get(job)
         lease = station.store.claim(
             job,
@@ -81,7 +84,7 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
             worker=worker,
             device=device,
         )
-    except (Unreachable, NotFound, Refused) as error:
+    except (Unreachable, NotFound, Refused, OSError) as error:
         logger.warning("job %s was not claimed: %s", job, error)
         raise Ignore from error
     if lease is None:
@@ -91,6 +94,23 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
         return _tell_celery(station, lease, _attempt(station, found, lease, device))
     finally:
         station.jobs.discard(job)
+
+
+def _wait_for_root(station: Station) -> None:
+    """Return once the storage root is here. Meanwhile this slot takes no other doorbell, and another worker rings
+    for the job. Raises Ignore where this one stops first."""
+    is_away = False
+    while not station.drain.is_set():
+        try:
+            storage.expect(station.layout, station.store.root(station.layout.id))
+        except (OSError, Refused) as error:
+            if not is_away:
+                logger.warning("no job is taken: %s", error)
+            is_away = True
+            station.drain.wait(ROOT_LOOK_S)
+        else:
+            return
+    raise Ignore
 
 
 def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome:
@@ -115,7 +135,8 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
         # a request came while the attempt ended for another reason
         outcome = Outcome(state=state, reason=state.value)
         if state.is_terminal:
-            record.write_outcome(station.layout, job, outcome, lease.token)
+            with suppress(OSError):  # the request itself is on record
+                record.write_outcome(station.layout, job, outcome, lease.token)
     logger.info("job %s: %s", job, outcome)
     return outcome
 

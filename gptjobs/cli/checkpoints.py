@@ -30,7 +30,7 @@ def list_checkpoints(place: Place, job: str | None, as_json: bool) -> None:
     """The checkpoints of a job, or of all jobs and all that were imported. Needs no Redis."""
     jobs = sorted(jobs_on_record(place.layout), key=lambda each: each.submitted_at)
     ids = [pick(job, jobs)] if job else [each.id for each in jobs]
-    of_jobs = {id: checkpoint.counting(place.layout, id) for id in ids}
+    of_jobs = {id: checkpoint.listed(place.layout, id) for id in ids}
     brought = checkpoint.brought(place.layout) if job is None else []
     found = [each for checkpoints in of_jobs.values() for each in checkpoints] + brought
     if as_json:
@@ -121,6 +121,7 @@ def import_checkpoints(place: Place, /, paths: tuple[Path, ...], as_json: bool, 
     """
     if not place.layout.is_there:
         raise NotFound(f"{place.layout.root} is no storage root", hint="--root DIR; gptjobs up makes one")
+    place.check_root()
     said = {name: Given(value, option(name)) for name, value in told.items() if value is not None}
     files = [each for path in paths for each in _files_in(path)]
     imported: list[Checkpoint] = []

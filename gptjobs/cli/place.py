@@ -1,6 +1,7 @@
 """Where a command works: its settings, its storage root, its doors, opened when they are needed."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptjobs import settings
+from gptjobs import settings, storage
 from gptjobs.cli import output
 from gptjobs.errors import GptjobsError, NotFound, RedisUnreachable
 from gptjobs.job import Job
@@ -52,6 +53,11 @@ class Place:
         from gptjobs import broker
 
         return broker.connect(self.settings.redis_url)
+
+    def check_root(self) -> None:
+        """Before something is written to the root: raise Refused where Redis, if it answers, knows another one."""
+        with suppress(RedisUnreachable):
+            storage.expect(self.layout, self.store.root())
 
     def find(self, reference: str) -> Found:
         """The job that `reference` means: as Redis has it, else as it is on record, which is said."""

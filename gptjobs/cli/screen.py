@@ -145,6 +145,8 @@ def _event(event: dict[str, Any]) -> Text | None:
             words = f"checkpoint of step {event['step']:,}{loss}"
         case "micro_batch":
             words = f"out of memory: from {event['before']} windows at once to {event['windows']}"
+        case "quarantined":
+            words = f"checkpoint of step {event['step']:,} quarantined, {event['reason']}"
         case "ended":
             reason = "" if event["reason"] == event["state"] else f": {event['reason']}"
             words = f"back to the queue{reason}" if event["state"] == "queued" else f"{event['state']}{reason}"

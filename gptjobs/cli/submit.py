@@ -138,6 +138,7 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
     options, talks = context.params, not (context.params["quiet"] or context.params["as_json"])
     plan, parent, outside = None, None, None
     if place.layout.is_there:
+        place.check_root()
         spec, outside = _named_in_root(place.layout, spec)
         if spec.parent is not None:
             parent = find_checkpoint(place.layout, spec.parent, Path.cwd())
@@ -147,6 +148,7 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
             checkpoint.verify(place.layout, parent)
             foreign.describe(place.layout.path(parent.name))
         spec = replace(spec, data_digest=plan.data_digest)
+        planning.check_room(place.layout, plan, plan.settled.start_step, outside)
     else:
         _check_without_root(spec)
         if talks:

@@ -103,7 +103,7 @@ def install(layout: Layout, say: Callable[[str], None]) -> Path:
         _checked(place.read_bytes(), str(place))
         say(f"{NAME} is in place")
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(place.parent)
     sources: list[tuple[str, Callable[[], bytes]]] = [
         ("tiktoken's cache", _from_cache),
         ("tiktoken's download", _from_download),

@@ -86,7 +86,9 @@ def prepare(
     if done is not None:
         return done
     encode = encodings.encoder(layout, encoding)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (final.parent.parent, final.parent):
+        durable.make_folder(folder)
+        durable.sweep(folder)
     tokens_beside, offsets_beside = durable.temporary(final), durable.temporary(final.with_suffix(".offsets"))
     try:
         with tokens_beside.open("xb") as tokens, offsets_beside.open("xb") as offsets:

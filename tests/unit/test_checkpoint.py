@@ -2,17 +2,21 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gptjobs import checkpoint, durable
 from gptjobs.checkpoint import (
+    Checkpoint,
     Manifest,
     attempts,
     counting,
     latest_token,
     lineage,
+    listed,
     manifest_path,
     of_job,
     read,
@@ -260,3 +264,63 @@ def test_a_sweep_removes_what_torn_writes_left_and_nothing_else(layout: Layout):
 
 def test_a_sweep_of_a_job_without_a_folder_is_no_error(layout: Layout):
     sweep_leftovers(layout, JOB)
+
+
+def test_a_corrupt_checkpoint_is_quarantined_and_told(layout: Layout):
+    begin(layout, JOB, 1)
+    whole, corrupt = commit(layout, JOB, 1, 100), commit(layout, JOB, 1, 200)
+    flip_a_bit(layout.path(corrupt))
+    told: list[Checkpoint] = []
+    assert start_of_next_attempt(layout, JOB, None, told.append) == read(layout, whole)
+    assert told == [read(layout, corrupt)]
+    assert (told[0].manifest.status, told[0].manifest.reason) == (
+        "quarantined",
+        "corrupt: its SHA-256 is not that of its manifest",
+    )
+    assert steps_that_count(layout) == [100]
+    assert [each.manifest.step for each in listed(layout, JOB)] == [100, 200]
+
+
+def test_a_checkpoint_that_was_quarantined_is_listed_after_another_attempt_began_before_it(layout: Layout):
+    begin(layout, JOB, 1)
+    whole, corrupt = commit(layout, JOB, 1, 100), commit(layout, JOB, 1, 200)
+    truncate(layout.path(corrupt))
+    start_of_next_attempt(layout, JOB, None)
+    begin(layout, JOB, 2, start=whole)
+    assert [each.name for each in listed(layout, JOB)] == [whole, corrupt]
+
+
+def test_a_manifest_that_is_there_before_its_data_is_waited_for(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    begin(layout, JOB, 1)
+    commit(layout, JOB, 1, 100)
+    late = layout.path(commit(layout, JOB, 1, 200, written_at=time.time()))
+    content = late.read_bytes()
+    arriving = iter([content[:-9], b"\0" * len(content), content])
+    late.write_bytes(b"")
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda pause_s: late.write_bytes(next(arriving)))
+    start = start_of_next_attempt(layout, JOB, None)
+    assert start is not None
+    assert start.manifest.step == 200
+    assert next(arriving, None) is None
+
+
+def test_data_that_never_arrives_is_not_waited_for_long(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    begin(layout, JOB, 1)
+    commit(layout, JOB, 1, 100)
+    truncate(layout.path(commit(layout, JOB, 1, 200, written_at=time.time())))
+    monkeypatch.setattr(checkpoint, "ARRIVES_WITHIN_S", 0.01)
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda pause_s, sleep=time.sleep: sleep(pause_s / 100))
+    start = start_of_next_attempt(layout, JOB, None)
+    assert start is not None
+    assert start.manifest.step == 100
+
+
+def test_a_sweep_spares_what_a_client_may_be_writing(layout: Layout):
+    begin(layout, JOB, 1)
+    living = durable.temporary(layout.request_file(JOB, "cancel"))
+    dead = durable.temporary(layout.attempt_file(JOB, 2))
+    for each in (living, dead):
+        each.touch()
+    sweep_leftovers(layout, JOB)
+    assert living.exists()
+    assert not dead.exists()

@@ -96,3 +96,37 @@ def test_a_number_that_json_has_not_is_no_json(value: float):
 
 def test_json_is_for_people_too():
     assert durable.to_json({"name": "Bücher"}).decode() == '{\n  "name": "Bücher"\n}\n'
+
+
+def test_a_folder_is_made_only_in_one_that_is_there(tmp_path: Path):
+    durable.make_folder(tmp_path / "a")
+    durable.make_folder(tmp_path / "a")
+    with pytest.raises(FileNotFoundError):
+        durable.make_folder(tmp_path / "bare" / "a")
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_link_that_was_made_though_its_answer_was_lost_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    link = os.link
+
+    def asked_twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", asked_twice)
+    path = tmp_path / "1.json"
+    durable.create(path, b"first")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sweeping_spares_what_a_living_writer_may_be_at(tmp_path: Path):
+    old, new, other = durable.temporary(tmp_path / "a"), durable.temporary(tmp_path / "a"), tmp_path / "a"
+    for each in (old, new, other):
+        each.write_bytes(b"half")
+        os.utime(each, (0, 0))
+    os.utime(new)
+    durable.sweep(tmp_path)
+    assert set(tmp_path.iterdir()) == {new, other}
+    durable.sweep(tmp_path, older_than_s=0.0)
+    assert set(tmp_path.iterdir()) == {other}

@@ -263,3 +263,9 @@ def test_it_is_told_whether_an_attempt_left_a_checkpoint(monkeypatch: pytest.Mon
     fewer = MicroBatch(step=0, device="cpu", before=4, windows=2, reason="full")
     assert supervised(monkeypatch, "sys.exit(3)", fewer, written).wrote_checkpoint
     assert not supervised(monkeypatch, "sys.exit(3)", fewer).wrote_checkpoint
+
+
+def test_a_mapped_file_that_cannot_be_read_is_the_storages_fault():
+    cause, words = cause_of(-signal.SIGBUS, out_of_memory=False)
+    assert cause is Cause.STORAGE
+    assert "SIGBUS" in words

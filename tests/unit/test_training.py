@@ -1,5 +1,6 @@
 """The training loop in this process, on tiny models: exact continuation, checkpoints, early and bad ends."""
 
+import errno
 import hashlib
 import math
 import resource
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from gptjobs import checkpoint
+from gptjobs import checkpoint, durable, storage
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.config import Given, Plan, settle
 from gptjobs.data import tokens
-from gptjobs.errors import GptjobsError, Refused
+from gptjobs.errors import GptjobsError, Refused, StorageAway
+from gptjobs.job import Cause
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Finished, Line, Progress
 from worker.child import Stop
@@ -428,5 +430,33 @@ def test_a_full_disk_says_so_and_keeps_the_checkpoint_before(layout: Layout) -> 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert kept.name in (caught.value.hint or "")
+    assert storage.cause_of(caught.value) is Cause.NO_SPACE
     assert files(layout.job_checkpoints("job")) == before
     assert attempted(layout, plan).finished.outcome == "finished"
+
+
+def broken(*arguments: object, **named: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("step", ["place", "create"])
+def test_a_checkpoint_that_the_storage_does_not_take_leaves_nothing(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Neither its file nor its manifest; what went wrong is the storage's."""
+    plan = planned(layout, "job")
+    at = state.load(layout, plan, None, CPU)
+    monkeypatch.setattr(durable, step, broken)
+    with pytest.raises(StorageAway, match="step 0 could not be written: Input/output error"):
+        state.save(layout, plan, 1, at)
+    assert files(layout.job_checkpoints("job")) == {}
+
+
+def test_no_checkpoint_is_written_to_a_root_that_is_not_the_one_trained_in(layout: Layout) -> None:
+    plan, known = planned(layout, "job"), storage.identified(layout)
+    at = state.load(layout, plan, None, CPU)
+    layout.root.rename(layout.root.with_name("elsewhere"))
+    layout.make()
+    with pytest.raises(StorageAway, match="another storage root"):
+        state.save(known, plan, 1, at)
+    assert list(layout.checkpoints.iterdir()) == []

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 from worker.child import Report, Stop, log, mind_the_leash
 
 if TYPE_CHECKING:
-    from gptjobs.errors import GptjobsError
-    from gptjobs.job import Cause
     from gptjobs.progress import Finished
 
 
@@ -32,8 +30,8 @@ def main() -> int:
     if arguments.leash:
         mind_the_leash()
 
+    from gptjobs import storage
     from gptjobs.errors import GptjobsError
-    from gptjobs.job import Cause
     from gptjobs.progress import Finished
 
     try:
@@ -42,28 +40,19 @@ def main() -> int:
         log(f"error: {error.message}")
         finished = Finished(
             outcome="failed", step=None, reason=error.message, hint=error.hint, exit_code=error.exit_code,
-            cause=_cause(error),
+            cause=storage.cause_of(error),
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001  # the edge of the process: the last line tells what happened
         log(traceback.format_exc())
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-        finished = Finished(outcome="failed", step=None, reason=reason, exit_code=1, cause=Cause.ERROR)
+        finished = Finished(outcome="failed", step=None, reason=reason, exit_code=1, cause=storage.cause_of(error))
     report(finished)
     log(f"{finished.outcome}" + (f": {finished.reason}" if finished.reason else ""))
     return finished.exit_code
 
 
-def _cause(error: "GptjobsError") -> "Cause":
-    from gptjobs.errors import OutOfMemory
-    from gptjobs.job import Cause
-
-    if isinstance(error, OutOfMemory):
-        return Cause.OUT_OF_MEMORY
-    return Cause.REFUSED if error.exit_code > 1 else Cause.ERROR
-
-
 def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finished":
-    from gptjobs import checkpoint, record
+    from gptjobs import checkpoint, record, storage
     from gptjobs.config import Plan
     from gptjobs.errors import UsageError
     from gptjobs.layout import Layout
@@ -71,7 +60,7 @@ def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finish
     config: Path = arguments.config.absolute()
     if not config.is_file():
         raise UsageError(f"there is no file {config}", hint="outputs/<job>/config.json of a job")
-    layout = Layout(config.parents[2])
+    layout = storage.identified(Layout(config.parents[2]))
     plan = Plan.from_dict(json.loads(config.read_bytes()))
 
     from worker.trainer import memory

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import gptjobs
-from gptjobs import durable
+from gptjobs import durable, storage
 from gptjobs.checkpoint import Checkpoint, Cursor, Losses, Manifest, manifest_path
 from gptjobs.config import Plan, TrainConfig
-from gptjobs.errors import GptjobsError, Refused
+from gptjobs.errors import Refused
 from gptjobs.foreign import HEAD, POSITIONS, TOKENS
 from gptjobs.layout import Layout, checkpoint_name
 from gptjobs.progress import CheckpointWritten
@@ -112,19 +112,19 @@ def _load_weights(model: GPT, saved: dict[str, Tensor], name: str) -> None:
 
 
 def save(layout: Layout, plan: Plan, token: int, state: TrainingState) -> CheckpointWritten:
-    """Commit a checkpoint: the file, then its manifest, each durable before it has its name. Raises
-    GptjobsError where the storage does not take it; what was there before stays as it is."""
+    """Commit a checkpoint: the file, then its manifest, each durable before it has its name. Raises NoSpace or
+    StorageAway where the storage does not take it; what was there before stays as it is."""
     folder = layout.job_checkpoints(plan.job)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.check(layout)
+        durable.make_folder(folder)
         path, size, sha256 = _write_tensors(folder, plan, state)
         manifest = _manifest(plan, token, state, size, sha256)
-        durable.create(manifest_path(path), durable.to_json(manifest.to_dict()))
+        _write_manifest(path, manifest)
     except OSError as error:
-        raise GptjobsError(
-            f"the checkpoint of step {state.step} could not be written: {error.strerror or error}",
-            hint=f"free space in {folder}, then go on from {state.newest or 'the start'}",
-        ) from error
+        what = f"the checkpoint of step {state.step} could not be written"
+        hint = f"free space in {folder}; it goes on from {state.newest or 'the start'}"
+        raise storage.told(error, what, hint) from error
     state.newest, state.written_step = layout.name_of_checkpoint(plan.job, path.name), state.step
     return CheckpointWritten(
         name=path.name, step=state.step, tokens=state.tokens, size=size, val_loss=manifest.losses.val_loss
@@ -166,6 +166,17 @@ def _write_tensors(folder: Path, plan: Plan, state: TrainingState) -> tuple[Path
                 return path, hashed.size, hashed.sha256.hexdigest()
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    """Commit the file; one that cannot be committed only takes space."""
+    try:
+        durable.create(manifest_path(path), durable.to_json(manifest.to_dict()))
+    except OSError:
+        with suppress(OSError):
+            if not manifest_path(path).exists():
+                path.unlink()
+        raise
 
 
 class _Hashed:
