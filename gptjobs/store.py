@@ -289,7 +289,7 @@ class Store:
         """The id of the storage root that has the jobs' files; a worker's `own` where nobody has said so yet."""
         with self._reaching():
             if own is not None:
-                self._redis.setnx(ROOT, own)
+                self._redis.set(ROOT, own, nx=True)
             return cast(str | None, self._redis.get(ROOT))
 
     def ask_worker(self, worker: str, what: str) -> None:

@@ -128,7 +128,8 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
         verdict = Attempt(station.layout, found, held, worker, device, station.drain).run()
         state = None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless, draining=station.drain)
     if state is None:
-        logger.warning("job %s: this attempt was fenced; nothing of it counts", job)
+        what = "was fenced; nothing of it counts" if held.lost else "ended, and Redis took no word of it: it expires"
+        logger.warning("job %s: this attempt %s", job, what)
         raise Ignore
     outcome = verdict.outcome
     if state is not outcome.state:

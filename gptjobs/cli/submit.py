@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gptjobs import adoption, checkpoint, contract, durable, foreign, planning
+from gptjobs import __version__, adoption, checkpoint, contract, durable, foreign, planning
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_checkpoint
@@ -18,7 +18,7 @@ from gptjobs.cli.watch import watch_job
 from gptjobs.config import Given, Plan, check, settle
 from gptjobs.data import tokens
 from gptjobs.errors import NotFound, NoWorker, RedisUnreachable, Refused, UsageError
-from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
+from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, SCHEMA, JobSpec
 from gptjobs.layout import Layout, is_name, job_id_of_key, new_job_id
 from gptjobs.reference import find_checkpoint, jobs_on_record
 
@@ -226,20 +226,26 @@ def _say_whose_name_it_is(place: Place, spec: JobSpec) -> None:
 def _find_workers(place: Place, spec: JobSpec, require: bool, dry_run: bool, talks: bool) -> None:
     """Say, or refuse, where no worker could take the job. Raises RedisUnreachable, unless nothing is to be queued."""
     try:
-        listening = [each for each in place.store.workers() if spec.device in each.queues]
+        fitting = [each for each in place.store.workers() if spec.device in each.queues]
     except RedisUnreachable as error:
         if not dry_run:
             raise
         if talks:
             output.say(f"note: {error.message}")
         return
-    if listening:
+    if any(each.schema >= SCHEMA for each in fitting):
         return
-    words = "no worker is there" if spec.device == ANY else f"no worker offers {spec.device}"
+    words, hint = (
+        "no worker is there" if spec.device == ANY else f"no worker offers {spec.device}",
+        "gptjobs worker start",
+    )
+    if fitting:
+        older = ", ".join(f"{each.name} ({each.version})" for each in fitting)
+        words, hint = f"no worker reads jobs of gptjobs {__version__}: {older}", "update gptjobs on those hosts"
     if require:
-        raise NoWorker(words, hint="gptjobs worker start")
+        raise NoWorker(words, hint=hint)
     if talks:
-        output.say(f"note: {words}; the job waits for one (gptjobs worker start)")
+        output.say(f"note: {words}; the job waits for one ({hint})")
 
 
 def _queue(place: Place, spec: JobSpec) -> bool:

@@ -131,7 +131,8 @@ class Scene:
 
     def submission(self, name: str = "job", steps: int = 100000, interval: int = 10) -> tuple[str, ...]:
         return (
-            "submit", "train", "-q", "--model", "nano", "--data", "sources/text.md", "--name", name,
+            "submit", "train", "-q", "--data", "sources/text.md", "--name", name,
+            "--encoding", "bytes", "--n-layer", "1", "--n-head", "2", "--n-embd", "4",
             "--steps", str(steps), "--checkpoint-interval", str(interval),
         )  # fmt: skip
 

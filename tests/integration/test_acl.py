@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,7 +89,10 @@ def test_each_user_can_do_its_work(server: Server, layout: Layout, tmp_path: Pat
         long = gptjobs.ok("submit", "train", "-q", *TINY, "--steps", "100000")
         eventually(lambda: (layout.attempts(long) / "1.jsonl").exists())
         waits = gptjobs.ok("submit", "train", "-q", *TINY, "--priority", "9", "--device", "cuda")
-        for command in ("list", "show @", "explain @", "worker list", "doctor", f"cancel {long}"):
+        for command in (
+            "list", "show @", "explain @", "worker list", "doctor", f"pause {waits}", f"unpause {waits}",
+            f"priority {waits} 2", "repair", f"cancel {long}",
+        ):  # fmt: skip
             gptjobs.ok(*command.split())
         assert gptjobs("wait", long, "--timeout", "90").returncode == 10
 
@@ -98,7 +100,8 @@ def test_each_user_can_do_its_work(server: Server, layout: Layout, tmp_path: Pat
         assert flower.ask("/broker", login=True)[0] == 200
         eventually(lambda: broker.TASK in flower.ask("/api/workers?refresh=1", login=True)[1])
         assert flower.ask(f"/api/task/revoke/{waits}", post=True, login=True)[0] == 200
-        worker.send_signal(signal.SIGTERM)
+        gptjobs.ok("retry", "--from-scratch", waits)
+        gptjobs.ok("worker", "drain", "worker")
         assert worker.wait(60) == 0
     finally:
         flower.stop()

@@ -177,9 +177,11 @@ def test_the_contract_says_what_continues_changes_and_resets(gptjobs: Commands, 
 
 
 @contextmanager
-def standing_before(redis_url: str, look: Callable[[bytes], bool]) -> Iterator[str]:
+def standing_before(
+    redis_url: str, look: Callable[[bytes], bool], hear: Callable[[bytes], bool] = lambda answer: True
+) -> Iterator[str]:
     """A server's URL that leads through `look`: it sees each request before the server does, and cuts the line
-    where it returns False."""
+    where it returns False; as `hear` does with answers."""
     address = (LOOPBACK, int(redis_url.rpartition(":")[2].partition("/")[0]))
 
     def pump(source: socket.socket, target: socket.socket, goes_on: Callable[[bytes], bool]) -> None:
@@ -196,7 +198,7 @@ def standing_before(redis_url: str, look: Callable[[bytes], bool]) -> Iterator[s
     class Line(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with socket.create_connection(address) as server:
-                back = threading.Thread(target=pump, args=(server, self.request, lambda data: True))
+                back = threading.Thread(target=pump, args=(server, self.request, hear))
                 back.start()
                 pump(self.request, server, look)
                 back.join()
@@ -235,6 +237,25 @@ def test_a_server_that_goes_away_halfway_leaves_the_job_on_record_and_the_way_to
     (folder,) = gptjobs.layout.outputs.iterdir()
     assert f"job {folder.name} may be queued or not" in done.stderr
     assert f"gptjobs show {folder.name}, or gptjobs repair" in done.stderr
+
+
+def test_a_client_that_lost_its_answer_submits_again_and_gets_the_same_job(
+    gptjobs: Commands, store: Store, redis_url: str
+) -> None:
+    gptjobs.ok(*TRAIN, "sources/text.md")  # the server knows the script now
+    keyed, said = (*TRAIN, "sources/text.md", "--idempotency-key", "tonight"), threading.Event()
+
+    def look(request: bytes) -> bool:
+        if b"EVALSHA" in request:
+            said.set()
+        return True
+
+    with standing_before(redis_url, look, lambda answer: not said.is_set()) as url:
+        done = gptjobs(*keyed, GPTJOBS_REDIS_URL=url)
+    assert (done.returncode, "may be queued or not" in done.stderr) == (5, True), done.stderr
+    assert len(store.all()) == 2
+    id = gptjobs.ok(*keyed)
+    assert id in {job.spec.id for job in store.all()} and len(store.all()) == 2
 
 
 def test_a_job_whose_doorbell_could_not_be_rung_is_queued_and_its_id_is_printed(
