@@ -164,7 +164,7 @@ def test_a_mistyped_command_or_option_is_answered_with_the_right_one(
     assert meant in done.stderr.partition("id you mean")[2]
 
 
-@pytest.mark.parametrize("command", ["show", "logs", "wait", "cancel"])
+@pytest.mark.parametrize("command", ["show", "logs", "pause", "cancel"])
 def test_a_job_that_is_not_there_is_not_found_but_one_like_it_is(gptjobs: Commands, store: Store, command: str) -> None:
     store.submit(JobSpec(id="3f9a00000001", kind="train", name="nightly", submitted_at=1.0))
     assert_error(gptjobs(command, "nigthly"), 4, "no job is called 'nigthly'", hint="did you mean nightly?")
