@@ -12,7 +12,7 @@ from gptjobs import __version__, broker, checkpoint, record
 from gptjobs.broker import App
 from gptjobs.config import Given
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
-from gptjobs.job import Job, JobSpec, JobState, Outcome
+from gptjobs.job import Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout, new_job_id
 from gptjobs.store import Store
 
@@ -22,11 +22,13 @@ _DONE = {"cancel": "cancelled", "pause": "paused", "unpause": "unpaused"}
 def submit(store: Store, layout: Layout, app: App, spec: JobSpec) -> bool:
     """Queue a job; False where it was submitted before, with the same id. Raises Refused where another request
     has this id."""
-    is_first = layout.is_there and record.write_spec(layout, spec)
+    is_first, job = True, new_job(spec)
     if layout.is_there:
-        _refuse_another(record.read_spec(layout, spec.id), spec)
+        is_first = record.write_spec(layout, spec)
+        job = record.read_job(layout, spec.id)
+        _refuse_another(job.spec, spec)
     try:
-        is_added = restore(store, layout, record.read_job(layout, spec.id)) if layout.is_there else store.submit(spec)
+        is_added = not job.state.has_trainer and restore(store, layout, job)
     except RedisRefused:
         if is_first:
             record.forget(layout, spec.id)
@@ -39,9 +41,9 @@ def submit(store: Store, layout: Layout, app: App, spec: JobSpec) -> bool:
     if is_added:
         with suppress(RedisUnreachable):  # an idle worker rings, once it answers
             ring(store, app, spec.id)
-    else:
+    elif not layout.is_there:
         _refuse_another(store.get(spec.id).spec, spec)
-    return is_added and (is_first or not layout.is_there)
+    return is_added and is_first
 
 
 def _refuse_another(there: JobSpec, spec: JobSpec) -> None:

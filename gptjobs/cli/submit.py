@@ -276,15 +276,15 @@ def _print_result(
         settled = plan.settled.to_dict() if plan else None
         made = contract.contract(plan, parent).to_dict() if plan and parent else None
         queued = None if options["dry_run"] else spec.id
-        output.as_json({"id": queued, "name": spec.name, "config": settled, "contract": made})
+        output.as_json({"id": queued, "is_new": is_new, "name": spec.name, "config": settled, "contract": made})
         return
     if options["dry_run"]:
         output.say("dry run: nothing was queued")
         return
     output.result(spec.id)
     if not (options["quiet"] or options["follow"]):
-        if not is_new:
-            output.say("it was submitted before, with this key; nothing was queued again")
-        output.say(f"queued. Next: gptjobs watch {spec.called}")
-        output.say(f"              gptjobs show {spec.called}")
-        output.say(f"              gptjobs wait {spec.called}")
+        output.say(
+            "queued. Next:" if is_new else "it was submitted before, with this key; nothing was queued again. Next:"
+        )
+        for command in ("watch", "show", "wait"):
+            output.say(f"  gptjobs {command} {spec.called}")

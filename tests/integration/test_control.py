@@ -62,7 +62,7 @@ def test_a_job_that_ended_has_no_priority(gptjobs: Commands) -> None:
 def test_a_waiting_job_is_paused_and_rung_for_again_when_it_is_unpaused(gptjobs: Commands, store: Store) -> None:
     job = submitted(gptjobs)
     assert gptjobs.ok("pause", job).split() == [job, "paused"]
-    assert "It was paused; nothing happens by itself." in gptjobs.ok("explain", job)
+    assert "Nothing happens by itself." in gptjobs.ok("explain", job)
     assert gptjobs.ok("unpause", job).split() == [job, "queued"]
     assert (store.get(job).serial, len(doorbells(store, "any"))) == (2, 2)
     assert record.asked(gptjobs.layout, job, "pause") is None
@@ -211,3 +211,15 @@ def test_a_client_is_told_that_a_request_is_on_record_where_redis_goes_away(gptj
         store._redis.config_set("maxmemory", 0)
     assert (done.returncode, "the request is on record" in done.stderr) == (5, True), done.stderr
     eventually(lambda: record.asked(gptjobs.layout, job, "pause"), 1)
+
+
+def test_a_job_that_trains_while_redis_forgot_it_is_left_to_its_holder_by_a_second_submission(
+    gptjobs: Commands, store: Store
+) -> None:
+    job = submitted(gptjobs, "--idempotency-key", "friday")
+    lease = claimed(store, gptjobs.layout, job)
+    store._redis.flushall()
+    assert submitted(gptjobs, "--idempotency-key", "friday") == job
+    leases = LeaseStore(store._url)
+    assert leases.put_back(record.read_job(gptjobs.layout, job), lease, "a@host", "cpu")
+    assert leases.renew(lease, None) == (JobState.RUNNING, False)
