@@ -66,10 +66,10 @@ def main() -> int:
 
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def drain(**event: object) -> None:
+        if station.drain.is_set() or station.drain.at_once.is_set():
+            stop_at_once()
         station.drain.set()
         signal.signal(signal.SIGTERM, stop_at_once)
-        if station.drain.at_once.is_set():
-            stop_at_once()
 
     @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
     def take_ctrl_c(**event: object) -> None:
