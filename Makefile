@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/gptjobs demo
 
 test: setup lint
-	$(BIN)/pytest -q -rs -m "not long"
+	$(BIN)/pytest -q -rs -m "not long" -n 2 --dist loadfile
 
 unit: setup
 	$(BIN)/pytest -q tests/unit
