@@ -82,7 +82,8 @@ def ring(app: Celery, job: Job) -> None:
 def send_event(app: Celery, worker: str, job: str, kind: str, /, **fields: Any) -> None:
     """Tell Flower about a job, as Celery tells it about a task. What Redis does not take now is dropped: an
     event is for the eye, the record is elsewhere."""
-    errors = app.connection_for_write().connection_errors
+    connection = app.connection_for_write()
+    errors = (*connection.connection_errors, *connection.channel_errors)
     try:
         with app.events.default_dispatcher(hostname=worker) as dispatcher:
             dispatcher.send(kind, uuid=job, retry=False, **fields)

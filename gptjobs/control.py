@@ -85,17 +85,17 @@ def retry(layout: Layout, job: Job, *, from_scratch: bool = False) -> JobSpec:
         return again
     if not layout.is_there:
         raise NotFound("its checkpoints lie in the storage root, which is not here", hint="--root, or --from-scratch")
-    plan, written = record.read_plan(layout, job.spec.id), checkpoint.counting(layout, job.spec.id)
-    if plan is None or not written:
+    plan, last = record.read_plan(layout, job.spec.id), checkpoint.start_of_next_attempt(layout, job.spec.id, None)
+    if plan is None or last is None:
         return again
-    left = plan.settled.end_step - written[-1].manifest.step
+    left = plan.settled.end_step - last.manifest.step
     if left < 1 or job.state is JobState.FINISHED:
         raise Refused(
-            f"job {job.spec.called} {job.state} at step {written[-1].manifest.step}",
+            f"job {job.spec.called} {job.state} at step {last.manifest.step}",
             hint=f"gptjobs submit resume --from {job.spec.id}@last --steps 1000, or gptjobs retry --from-scratch",
         )
     steps = {"steps": Given(left, "retry")}
-    return replace(again, kind="resume", parent=written[-1].name, overrides=steps)
+    return replace(again, kind="resume", parent=last.name, overrides=steps)
 
 
 def cancel(store: Store, layout: Layout, job: Job, *, now: bool = False) -> JobState:

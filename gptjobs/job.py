@@ -319,6 +319,8 @@ class Job:
     reason: str | None
     cause: Cause | None
     """of the newest attempt's end, while the job goes on"""
+    is_unpaused: bool = False
+    """since it was paused; the storage root may not know, as clients without it unpause too"""
     progress: Mapping[str, Any]
     """the newest values of the trainer's lines, with `stage`"""
 

@@ -159,8 +159,11 @@ class Stack:
     def watch(self, stop: threading.Event) -> None:
         """Until `stop`: start again what ended. Raises GptjobsError for what ends right after each start."""
         while not stop.wait(RESTART_AFTER_S):
-            for child in self._children:
-                if child.has_ended:
+            for child in list(self._children):
+                if child.has_ended and child.name == "worker" and child.process.returncode == 0:
+                    self.say("up", "the worker was drained; gptjobs worker start starts another")
+                    self._children.remove(child)
+                elif child.has_ended:
                     child.count_end()
                     self.say("up", f"{child.name} ended with {child.process.returncode}; starting it again")
                     child.start()

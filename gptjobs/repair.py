@@ -12,6 +12,8 @@ from gptjobs.job import WAYS, Cause, Job
 from gptjobs.layout import Layout
 from gptjobs.store import LEASE_TTL_S, Store
 
+UNSEEN_TOKENS = 1000
+"""that Redis may have given, to attempts that had not begun: tokens never come back"""
 HOLDERS_S = LEASE_TTL_S + 2.0
 """A trainer's holder puts its job back at its next beat; after so long without, it has none."""
 
@@ -52,4 +54,10 @@ def wait_for_holders(store: Store, jobs: list[Job], tick: Callable[[], None]) ->
 
 def released(job: Job) -> Job:
     """A job in work whose holder is gone."""
-    return replace(job, state=WAYS["release"][job.state], reason=f"lost {job.worker}", cause=Cause.LOST_HOST)
+    return replace(
+        job,
+        state=WAYS["release"][job.state],
+        token=job.token + UNSEEN_TOKENS,
+        reason=f"lost {job.worker}",
+        cause=Cause.LOST_HOST,
+    )

@@ -95,7 +95,8 @@ if not state then return nil end
 local after = {_table(WAYS[way])}[state] or state
 if after == 'cancelling' and ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'now', ARGV[3]) end
 if after == state then return state end
-redis.call('HSET', KEYS[1], 'reason', ARGV[2], 'cause', '', 'fruitless', '{{}}')
+redis.call('HSET', KEYS[1], 'reason', ARGV[2], 'cause', '', 'fruitless', '{{}}',
+           'unpaused', '{"1" if way == "unpause" else ""}')
 {_ENTER}
 return after
 """

@@ -15,6 +15,7 @@ Key schema
                                   worker, device   of the newest attempt
                                   reason     why it is in its state
                                   priority   where it was changed after submission
+                                  unpaused   1 where it was since it was paused, also by a client without a root
                                   now        1 where a cancelling job is not to write a checkpoint
                                   progress   the newest values of the trainer's lines, JSON
     gptjobs:jobs          zset    id by the time of its submission, for lists
@@ -450,6 +451,7 @@ def _job(id: str, record: Mapping[str, str]) -> Job:
             priority=_priority(record.get("priority", str(request.priority))),
             worker=plain(record.get("worker", "")) or None,
             used_device=plain(record.get("device", "")) or None,
+            is_unpaused=bool(record.get("unpaused")),
             reason=plain(record.get("reason", "")) or None,
             cause=Cause(record["cause"]) if record.get("cause") in set(Cause) else None,
             progress=newest_values(json.loads(record.get("progress") or "{}")),

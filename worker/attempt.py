@@ -56,6 +56,9 @@ class Attempt:
             storage.check(self._layout)  # what was missed on a bare mount point is not gone
         except (OSError, NoSpace, StorageAway) as error:
             plan, verdict = None, self._in_trouble(error)
+        except Exception as error:  # the edge of an attempt: a fault of ours must not look like a lost host
+            logger.exception("job %s: the attempt failed", self._spec.id)
+            plan, verdict = None, self._again(Cause.ERROR, f"{type(error).__name__}: {error}", wrote_checkpoint=False)
         try:
             if self._is_the_newest:
                 self._write_down(plan, verdict.outcome)
@@ -68,6 +71,8 @@ class Attempt:
     def _run(self) -> tuple[Plan | None, Verdict]:
         layout, spec, plan = self._layout, self._spec, None
         record.write_spec(layout, spec)
+        if self._job.is_unpaused:
+            record.take_back(layout, spec.id, "pause")
         ended_before = record.read_outcome(layout, spec.id)
         if ended_before is not None:
             return None, Verdict(outcome=ended_before)
@@ -77,7 +82,8 @@ class Attempt:
         try:
             plan = self._settled_plan()
             with self._open_log(plan) as log:
-                self._begin(plan, log)
+                if not self._begin(plan, log):
+                    return plan, self._again(Cause.STOPPED, "a later attempt is on record", wrote_checkpoint=False)
                 ended = self._encode(plan, log) or self._train(plan, log)
                 verdict = self._verdict(ended)
                 if verdict.outcome.cause is not None:
@@ -121,8 +127,8 @@ class Attempt:
         assert plan is not None
         return plan
 
-    def _begin(self, plan: Plan, log: IO[bytes]) -> None:
-        """Write down that this attempt is the newest, and from where it starts."""
+    def _begin(self, plan: Plan, log: IO[bytes]) -> bool:
+        """Write down that this attempt is the newest, and from where it starts; False where it is not any more."""
         layout, token = self._layout, self._held.lease.token
         corrupt: list[Checkpoint] = []
         start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent, corrupt.append)
@@ -130,6 +136,8 @@ class Attempt:
         windows = record.micro_batch(
             record.read_attempts(layout, plan.job), self._device, plan.settled.train.windows_at_once
         )
+        if not self._is_the_newest:
+            return False
         checkpoint.begin_attempt(
             layout, plan.job, token, start, worker=self._worker, device=self._device, micro_batch=windows
         )
@@ -138,6 +146,7 @@ class Attempt:
         for each in corrupt:
             self._tell_quarantine(each, log)
         self._held.show({"end_step": plan.settled.end_step})
+        return True
 
     def _tell_quarantine(self, each: Checkpoint, log: IO[bytes]) -> None:
         log.write(f"checkpoint {each.name} is quarantined, {each.manifest.reason}; an earlier one is used\n".encode())
@@ -242,7 +251,10 @@ class Attempt:
         self._write_line("ended", **outcome.to_dict())
         if outcome.state.is_terminal:
             record.write_outcome(layout, job, outcome, self._held.lease.token)
-        if outcome.state.is_terminal and plan is not None:
-            outputs.summarise(layout, self._spec, plan, outcome)
-        else:
-            outputs.put_together(layout, self._spec)
+        try:
+            if outcome.state.is_terminal and plan is not None:
+                outputs.summarise(layout, self._spec, plan, outcome)
+            else:
+                outputs.put_together(layout, self._spec)
+        except OSError as error:  # it is on record how the job ended; this is for people
+            logger.warning("job %s: its outputs could not be written: %s", job, error)

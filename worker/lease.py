@@ -137,7 +137,7 @@ class HeldLease:
             try:
                 return self._store.finish(self.lease, outcome, fruitless=fruitless, progress=self._progress)
             except Fenced:
-                return None
+                self.lost = True
             except RecordMissing:
                 self._renew()
             except Unreachable as error:

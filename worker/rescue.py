@@ -104,7 +104,9 @@ class Rescue:
         beats = {id: (job.token, job.beat) for id, job in leased.items()}
         for id in self._beats.stale(beats, now):
             self._reap(leased[id])
-        waiting = {job.spec.id: job for job in station.store.waiting()} if station.is_idle else {}
+        # while others keep all busy, a job that backed off has no other to ring for it
+        waits = [job for job in station.store.waiting() if station.is_idle or job.backoff_s]
+        waiting = {job.spec.id: job for job in waits}
         serials = {id: (job.serial,) for id, job in waiting.items() if job.spec.device in station.host.queues}
         backoffs = {id: float(job.backoff_s) for id, job in waiting.items()}
         for id in self._doorbells.stale(serials, now, backoffs):
@@ -118,6 +120,8 @@ class Rescue:
         logger.info("asked to %s", asked)
         if asked == "stop":
             self._station.drain.at_once.set()
+        elif self._station.drain.is_set():
+            return  # as a second signal it would mean more
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _reap(self, job: Job) -> None:

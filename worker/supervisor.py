@@ -25,6 +25,8 @@ from worker.lease import HeldLease
 
 LEASH_S = 2.0
 POLL_S = 0.25
+STOOD_STILL_S = 10.0
+"""between two looks: the supervisor itself was frozen, and the trainer most likely with it"""
 STOP_LIMIT_S = 300.0
 """for a checkpoint after SIGTERM, before the child is killed"""
 HANG_LIMIT_S = 300.0
@@ -115,7 +117,7 @@ class Supervisor:
         return cause, finished.reason or finished.outcome
 
     def _supervise(self) -> None:
-        leashed_at = 0.0
+        leashed_at, looked_at = 0.0, time.monotonic()
         while True:
             try:
                 line = self._lines.get(timeout=POLL_S)
@@ -126,6 +128,9 @@ class Supervisor:
                     return
                 self._take(line)
             now = time.monotonic()
+            if now - looked_at > STOOD_STILL_S:
+                self._hang.forgive(now)
+            looked_at = now
             if now - leashed_at >= LEASH_S and not self._held.lost:
                 self._hold_leash()
                 leashed_at = now
@@ -190,8 +195,8 @@ def lines_of(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 class HangWatch:
-    """Tells a hung trainer: no line for max(5 min, 20 median steps) while it trains; an hour before the first
-    step was timed, as a large model on a CPU takes long over one."""
+    """Tells a hung trainer: no line for max(5 min, 20 median steps) while it trains; an hour while it loads, encodes
+    or makes the first step, as a large model on a CPU takes long over one. Saving and evaluating have no limit."""
 
     def __init__(self) -> None:
         self._stage = "loading"
@@ -212,10 +217,14 @@ class HangWatch:
                 self._step_seconds.append(self._trained_s / (line.step - self._last_step))
             self._last_step, self._trained_s = line.step, 0.0
 
+    def forgive(self, now: float) -> None:
+        """What was not heard while the supervisor itself stood still."""
+        self._heard_at = now
+
     def is_over(self, now: float) -> bool:
-        if self._stage != "training":
+        if self._stage in ("evaluating", "saving"):
             return False
-        if not self._step_seconds:
+        if self._stage != "training" or not self._step_seconds:
             return now - self._heard_at > FIRST_STEP_LIMIT_S
         return now - self._heard_at > max(HANG_LIMIT_S, HANG_STEPS * statistics.median(self._step_seconds))
 

@@ -54,6 +54,7 @@ def _ask(
     place: Place, jobs: tuple[str, ...], as_json: bool, words: dict[JobState, str], ask: Callable[[Job], JobState]
 ) -> None:
     """Ask it of each job, and show the state that it is in then."""
+    place.check_root()
     states: dict[str, str] = {}
     for job in [place.find(each).job for each in jobs]:
         id = job.spec.id
@@ -75,6 +76,7 @@ def priority(place: Place, job: str, value: int) -> None:
     """Give a job another priority; 9 is soonest. A job that trains keeps its device."""
     from gptjobs import control
 
+    place.check_root()
     found = place.find(job).job
     if found.state.is_terminal:
         raise Refused(f"job {found.spec.called} is {found.state}", hint=f"gptjobs retry {found.spec.id}")
@@ -91,6 +93,7 @@ def retry(place: Place, job: str, from_scratch: bool, as_json: bool) -> None:
     """A new job for the rest of one that ended, from its last good checkpoint."""
     from gptjobs import control
 
+    place.check_root()
     old = place.find(job).job
     spec = control.retry(place.layout, old, from_scratch=from_scratch)
     control.submit(place.store, place.layout, place.app, spec)
@@ -119,6 +122,7 @@ def repair(place: Place, dry_run: bool, as_json: bool) -> None:
 
     if not place.layout.is_there:
         raise NotFound(f"{place.layout.root} is no storage root", hint="--root names it")
+    place.check_root()
     jobs = repair.missing(place.store, place.layout, output.say)
     if not dry_run:
         started = [each for each in jobs if each.state.has_trainer]

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from gptjobs.job import Cause, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.store import Fenced, Lease, LeaseStore, Store
 from tests.conftest import Commands, eventually
+from worker.attempt import Attempt
+from worker.lease import HeldLease
+from worker.supervisor import Drain
 
 TRAIN = ("submit", "train", "-q", "--data", "sources/text.md", "--encoding", "bytes", "--model", "nano")
 
@@ -223,3 +227,36 @@ def test_a_job_that_trains_while_redis_forgot_it_is_left_to_its_holder_by_a_seco
     leases = LeaseStore(store._url)
     assert leases.put_back(record.read_job(gptjobs.layout, job), lease, "a@host", "cpu")
     assert leases.renew(lease, None) == (JobState.RUNNING, False)
+
+
+def test_a_client_without_the_root_unpauses_a_job_whose_pause_is_on_record(
+    gptjobs: Commands, store: Store, tmp_path: Path
+) -> None:
+    job = submitted(gptjobs)
+    gptjobs.ok("pause", job)
+    (tmp_path / "laptop").mkdir()
+    gptjobs.ok("unpause", job, GPTJOBS_ROOT=str(tmp_path / "laptop"))
+    leases = LeaseStore(store._url)
+    found = leases.get(job)
+    assert found.is_unpaused
+    assert record.asked(gptjobs.layout, job, "pause") == "paused"
+    lease = leases.claim(job, found.serial, floor=0, nonce="n1", worker="a@host", device="cpu")
+    assert lease is not None
+    held = HeldLease(leases, lease, found.spec, gptjobs.layout, "a@host", "cpu", lambda *_: None)
+    gptjobs.layout.request_file(job, "cancel").write_text("{}")  # so that no trainer is started here
+    assert Attempt(gptjobs.layout, found, held, "a@host", "cpu", Drain()).run().outcome.state is JobState.CANCELLED
+    assert record.asked(gptjobs.layout, job, "pause") is None
+
+
+def test_an_attempt_begins_nothing_once_a_later_one_is_on_record(gptjobs: Commands, store: Store) -> None:
+    layout = gptjobs.layout
+    job = submitted(gptjobs)
+    leases = LeaseStore(store._url)
+    found = leases.get(job)
+    lease = leases.claim(job, found.serial, floor=0, nonce="n1", worker="a@host", device="cpu")
+    assert lease is not None
+    checkpoint.begin_attempt(layout, job, lease.token + 1, None, worker="b@host", device="cpu")
+    held = HeldLease(leases, lease, found.spec, layout, "a@host", "cpu", lambda *_: None)
+    outcome = Attempt(layout, found, held, "a@host", "cpu", Drain()).run().outcome
+    assert (outcome.state, outcome.cause) == (JobState.QUEUED, Cause.STOPPED)
+    assert [each.token for each in checkpoint.attempts(layout, job)] == [lease.token + 1]

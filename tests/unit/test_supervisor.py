@@ -2,6 +2,7 @@
 
 import io
 import signal
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from gptjobs.job import Cause
 from gptjobs.progress import CheckpointWritten, Finished, MicroBatch, Progress, StageBegan
 from worker import supervisor
 from worker.supervisor import (
+    FIRST_STEP_LIMIT_S,
     HANG_LIMIT_S,
     HANG_STEPS,
     LONGEST_LINE,
@@ -54,8 +56,23 @@ def test_any_line_is_a_sign_of_life():
     assert not patience.is_over(2.0 + HANG_LIMIT_S)
 
 
-@pytest.mark.parametrize("stage", ["loading", "encoding", "evaluating", "saving"])
-def test_only_a_trainer_that_trains_can_hang(stage: str):
+@pytest.mark.parametrize("stage", ["loading", "encoding"])
+def test_a_trainer_that_is_silent_for_an_hour_before_it_trains_hangs(stage: str):
+    patience = trained((1, 0.0), (2, 1.0))
+    patience.note(StageBegan(stage=stage), 2.0)
+    assert not patience.is_over(2.0 + FIRST_STEP_LIMIT_S)
+    assert patience.is_over(2.1 + FIRST_STEP_LIMIT_S)
+
+
+def test_silence_while_the_supervisor_itself_stood_still_is_forgiven():
+    patience = trained((1, 0.0), (2, 1.0))
+    patience.forgive(5000.0)
+    assert not patience.is_over(5000.0 + HANG_LIMIT_S)
+    assert patience.is_over(5000.1 + HANG_LIMIT_S)
+
+
+@pytest.mark.parametrize("stage", ["evaluating", "saving"])
+def test_a_trainer_that_evaluates_or_saves_does_not_hang(stage: str):
     patience = trained((1, 0.0), (2, 1.0))
     patience.note(StageBegan(stage=stage), 2.0)
     assert not patience.is_over(100_000.0)
@@ -64,7 +81,7 @@ def test_only_a_trainer_that_trains_can_hang(stage: str):
 
 
 def test_a_trainer_that_has_said_nothing_yet_is_loading():
-    assert not HangWatch().is_over(1e12)
+    assert not HangWatch().is_over(time.monotonic() + FIRST_STEP_LIMIT_S - 60.0)
 
 
 def test_slow_steps_are_given_the_time_of_twenty():
