@@ -47,7 +47,7 @@ class JobState(StrEnum):
 
 def plain(text: str) -> str:
     """Without control characters: what others wrote must not drive a terminal."""
-    return "".join(each for each in text if each.isprintable())
+    return text if text.isprintable() else "".join(each for each in text if each.isprintable())
 
 
 def whole(text: str) -> int:
