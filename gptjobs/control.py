@@ -28,7 +28,7 @@ def submit(store: Store, layout: Layout, app: App, spec: JobSpec) -> bool:
         job = record.read_job(layout, spec.id)
         _refuse_another(job.spec, spec)
     try:
-        is_added = not job.state.has_trainer and restore(store, layout, job)
+        is_added = not job.state.has_trainer and restore(store, layout, app, job)
     except RedisRefused:
         if is_first:
             record.forget(layout, spec.id)
@@ -38,10 +38,7 @@ def submit(store: Store, layout: Layout, app: App, spec: JobSpec) -> bool:
             f"{error.message}; job {spec.id} may be queued or not",
             hint=f"gptjobs show {spec.id}, or gptjobs repair, once Redis answers" if layout.is_there else error.hint,
         ) from error
-    if is_added:
-        with suppress(RedisUnreachable):  # an idle worker rings, once it answers
-            ring(store, app, spec.id)
-    elif not layout.is_there:
+    if not (is_added or layout.is_there):
         _refuse_another(store.get(spec.id).spec, spec)
     return is_added and is_first
 
@@ -61,11 +58,15 @@ def _asked_for(spec: JobSpec) -> tuple[object, ...]:
     return spec.kind, spec.name, dict(spec.overrides), parent, spec.device, spec.priority
 
 
-def restore(store: Store, layout: Layout, job: Job) -> bool:
-    """Put a job into Redis as it is on record; False where Redis has it."""
+def restore(store: Store, layout: Layout, app: App, job: Job) -> bool:
+    """Put a job into Redis as it is on record, and ring if it waits; False where Redis has it."""
     if job.state is JobState.CANCELLED:
         _end_cancelled(layout, job.spec.id)
-    return store.restore(job)
+    is_added = store.restore(job)
+    if is_added:
+        with suppress(RedisUnreachable):  # an idle worker rings, once it answers
+            ring(store, app, job.spec.id)
+    return is_added
 
 
 def ring(store: Store, app: App, job: str) -> None:

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 
 from gptjobs import control, record
 from gptjobs.broker import App
-from gptjobs.errors import GptjobsError, RedisUnreachable
+from gptjobs.errors import GptjobsError
 from gptjobs.job import WAYS, Cause, Job
 from gptjobs.layout import Layout
 from gptjobs.store import LEASE_TTL_S, Store
@@ -33,13 +32,7 @@ def missing(store: Store, layout: Layout, say: Callable[[str], None]) -> list[Jo
 
 def put_back(store: Store, layout: Layout, app: App, jobs: list[Job]) -> list[Job]:
     """Put these jobs back as they are; returns those that were still missing. Rings for the ones that wait."""
-    restored = []
-    for job in jobs:
-        if control.restore(store, layout, job):
-            restored.append(job)
-            with suppress(RedisUnreachable):  # an idle worker rings, once it answers
-                control.ring(store, app, job.spec.id)
-    return restored
+    return [each for each in jobs if control.restore(store, layout, app, each)]
 
 
 def wait_for_holders(store: Store, jobs: list[Job], tick: Callable[[], None]) -> list[Job]:

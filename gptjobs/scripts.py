@@ -32,6 +32,15 @@ if redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[3] then return 'fenced' end
 # The ways by which an attempt leaves its job.
 _ENDS = "({" + ", ".join(f"{way} = {_table(WAYS[way])}" for way in ("release", "hold", *sorted(TERMINAL))) + "})"
 
+# Takes the job from its holder by ARGV[4] to ARGV[7] (way, reason, cause, fruitless); closes finish and reap.
+_LEAVE = f"""
+local after, reason = {_ENDS}[ARGV[4]][redis.call('HGET', KEYS[1], 'state')], ARGV[5]
+if not after then return nil end
+if ARGV[4] == 'release' and after ~= 'queued' then reason = after end
+redis.call('HSET', KEYS[1], 'nonce', '', 'reason', reason, 'cause', ARGV[6], 'fruitless', ARGV[7])
+{_ENTER}
+"""
+
 # KEYS: job, waiting, leased. ARGV: id, serial, floor, nonce, worker, device
 CLAIM = f"""
 local after = {_table(WAYS["claim"])}[redis.call('HGET', KEYS[1], 'state')]
@@ -62,13 +71,10 @@ local ended = redis.call('HGET', KEYS[1], 'ended')
 if ended and string.sub(ended, 1, #ARGV[3]) == ARGV[3] then return string.sub(ended, #ARGV[3] + 2) end
 """
     + _HOLDER_ONLY
-    + f"""
-local after, reason = {_ENDS}[ARGV[4]][redis.call('HGET', KEYS[1], 'state')], ARGV[5]
-if ARGV[4] == 'release' and after ~= 'queued' then reason = after end
-redis.call('HSET', KEYS[1], 'reason', reason, 'cause', ARGV[6], 'fruitless', ARGV[7], 'nonce', '',
-           'ended', ARGV[3] .. ' ' .. after)
+    + _LEAVE
+    + """
+redis.call('HSET', KEYS[1], 'ended', ARGV[3] .. ' ' .. after)
 if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[8]) end
-{_ENTER}
 return after
 """
 )
@@ -77,12 +83,8 @@ return after
 REAP = f"""
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return nil end
 if redis.call('HGET', KEYS[1], 'beat') ~= ARGV[3] then return nil end
-local after, reason = {_ENDS}[ARGV[4]][redis.call('HGET', KEYS[1], 'state')], ARGV[5]
-if not after then return nil end
-if ARGV[4] == 'release' and after ~= 'queued' then reason = after end
+{_LEAVE}
 redis.call('HINCRBY', KEYS[1], 'token', 1)
-redis.call('HSET', KEYS[1], 'nonce', '', 'reason', reason, 'cause', ARGV[6], 'fruitless', ARGV[7])
-{_ENTER}
 return after
 """
 

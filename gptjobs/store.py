@@ -192,11 +192,9 @@ class Store:
         """Record a queued job; False where the id is there already."""
         return self.restore(new_job(spec))
 
-    def restore(self, job: Job) -> bool:
-        """Record a job as the storage root has it; False where the id is there already."""
-        return self._add(job)
-
-    def _add(self, job: Job, nonce: str = "") -> bool:
+    def restore(self, job: Job, *, nonce: str = "") -> bool:
+        """Record a job as the storage root has it, with its holder's nonce if it has one; False where the id is there
+        already."""
         values: dict[str, Any] = {
             "spec": _json(job.spec.to_dict()),
             "nonce": nonce,
@@ -385,7 +383,7 @@ class LeaseStore(Store):
     def put_back(self, job: Job, lease: Lease, worker: str, device: str) -> bool:
         """After a flush, the record of a job whose holder still trains it; False where there is one."""
         held = replace(job, token=lease.token, attempt=lease.attempt, worker=worker, used_device=device)
-        return self._add(held, nonce=lease.nonce)
+        return self.restore(held, nonce=lease.nonce)
 
 
 def _way(outcome: Outcome) -> str:

@@ -59,10 +59,12 @@ def _ask(
     for job in [place.find(each).job for each in jobs]:
         id = job.spec.id
         if job.state.is_terminal:
+            states[id] = job.state.value
             output.say(f"job {id} is {job.state} already")
-        state = job.state if job.state.is_terminal else ask(job)
+            continue
+        state = ask(job)
         states[id] = state.value
-        if not (as_json or job.state.is_terminal):
+        if not as_json:
             output.result(f"{id}  {output.coloured(state)}" + (f": {words[state]}" if state in words else ""))
     if as_json:
         output.as_json({"jobs": states})
