@@ -3,7 +3,6 @@
 import importlib
 import os
 import sys
-from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -65,10 +64,16 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        close = get_close_matches(args[0], self.list_commands(ctx), n=1) if args else []
-        if close and self.get_command(ctx, args[0]) is None:
-            ctx.fail(f"there is no command '{args[0]}'. Did you mean {close[0]}?")
+        if args and args[0] not in COMMANDS:
+            self._suggest(ctx, args[0])
         return super().resolve_command(ctx, args)
+
+    def _suggest(self, ctx: click.Context, mistyped: str) -> None:
+        from difflib import get_close_matches
+
+        close = get_close_matches(mistyped, self.list_commands(ctx), n=1)
+        if close:
+            ctx.fail(f"there is no command '{mistyped}'. Did you mean {close[0]}?")
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -44,14 +44,17 @@ def coloured(state: JobState) -> str:
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
     """Columns of plain text; those in `right` are numbers."""
     everything = [tuple(headers), *(tuple(row) for row in rows)]
-    widths = [max(len(click.unstyle(row[i])) for row in everything) for i in range(len(headers))]
+    lengths = [[len(click.unstyle(cell)) if "\x1b" in cell else len(cell) for cell in row] for row in everything]
+    widths = [max(column) for column in zip(*lengths, strict=True)]
     on_the_right = set(right)
-    for row in everything:
+    lines = []
+    for row, taken in zip(everything, lengths, strict=True):
         cells = []
         for i, cell in enumerate(row):
-            room = " " * (widths[i] - len(click.unstyle(cell)))
+            room = " " * (widths[i] - taken[i])
             cells.append(room + cell if i in on_the_right else cell + room)
-        result("  ".join(cells).rstrip())
+        lines.append("  ".join(cells).rstrip())
+    result("\n".join(lines))
 
 
 def number(value: Any, form: str) -> str:
