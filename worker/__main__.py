@@ -44,6 +44,7 @@ def main() -> int:
     warnings.simplefilter("ignore", SecurityWarning)  # that it runs as root: in a container it may
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("celery.worker.request").addFilter(without_traceback)
 
     where = settings.load()
     layout = Layout(where.root)
@@ -101,6 +102,13 @@ def main() -> int:
     celery_worker.start()
     rescue.stop()
     return int(celery_worker.exitcode or 0)
+
+
+def without_traceback(said: logging.LogRecord) -> bool:
+    """A connection that is lost just before a doorbell is acknowledged is told shortly: it rings again, harmlessly."""
+    if str(said.msg).startswith("Couldn't ack"):
+        said.exc_info, said.levelno, said.levelname = None, logging.WARNING, "WARNING"
+    return True
 
 
 def _open_root(layout: Layout, store: LeaseStore) -> Layout:
