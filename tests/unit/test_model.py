@@ -1,12 +1,16 @@
 """The model against GPT-2 written out in plain tensor operations."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gptjobs.config import PRESETS, ModelConfig
+from worker.trainer import tables
+from worker.trainer.dropout import Dropout
 from worker.trainer.model import GPT
 
 CONFIG = ModelConfig(n_layer=2, n_head=4, n_embd=32, n_positions=16, vocab_size=65)
@@ -119,13 +123,71 @@ def test_first_weights_are_spread_as_in_gpt2() -> None:
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def dropped(part: float, step: int = 0, first: int = 0) -> Dropout:
+    return Dropout(part=part, seed=1, step=step, first=first)
+
+
+@torch.no_grad()
+def test_dropout_acts_where_it_is_asked_for_alone(model: GPT) -> None:
+    inputs, targets = tokens()[:, :-1], tokens()[:, 1:]
+    plain = model.loss(inputs, targets)
+    assert not torch.equal(model.loss(inputs, targets, dropped(0.5)), plain)
+    torch.testing.assert_close(model.loss(inputs, targets, dropped(0.0)), plain, rtol=1e-5, atol=1e-5)
+
+
+def gradients(model: GPT, parts: int, part: float = 0.0) -> tuple[float, dict[str, Tensor]]:
+    """The loss of an update over six windows, that many at once, and its gradients."""
+    inputs, targets = tokens(6)[:, :-1], tokens(6)[:, 1:]
+    model.zero_grad(set_to_none=True)
+    total = 0.0
+    for first in range(0, 6, parts):
+        rows = slice(first, first + parts)
+        loss = model.loss(inputs[rows], targets[rows], dropped(part, first=first) if part else None, targets.numel())
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total, {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("part", [0.0, 0.3])
+def test_the_split_of_an_update_changes_neither_loss_nor_gradients(model: GPT, parts: int, part: float) -> None:
+    whole, split = gradients(model, 6, part), gradients(model, parts, part)
+    assert split[0] == pytest.approx(whole[0], rel=1e-6)
+    torch.testing.assert_close(split[1], whole[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, tied=False), replace(CONFIG, bias=False)])
+@pytest.mark.parametrize("part_bytes", [1 << 26, 4 * 65 * 7])
+def test_gradients_are_those_that_autograd_makes_of_the_logits(
+    config: ModelConfig, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tables._PART_BYTES, "cpu", part_bytes)
     torch.manual_seed(1)
-    model = GPT(CONFIG, dropout=0.5)
-    assert not torch.equal(model(tokens()), model(tokens()))
-    model.eval()
-    assert torch.equal(model(tokens()), model(tokens()))
-    torch.testing.assert_close(model(tokens()), reference(dict(model.state_dict()), tokens()), rtol=1e-5, atol=1e-5)
+    model = GPT(config)
+    loss, made = gradients(model, 6)
+    model.zero_grad(set_to_none=True)
+    w = {name: each for name, each in model.named_parameters()}
+    x = F.embedding(tokens(6)[:, :-1], w["transformer.wte.weight"]) + w["transformer.wpe.weight"][:11]
+    for block in model.transformer["h"]:
+        x = block(x, None, 0)
+    logits = model.transformer["ln_f"](x) @ w.get("lm_head.weight", w["transformer.wte.weight"]).T
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens(6)[:, 1:].flatten())
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    wanted = {name: each.grad for name, each in w.items()}
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3])
+def test_blocks_that_are_computed_again_give_the_same_gradients(model: GPT, part: float) -> None:
+    kept = gradients(model, 3, part)
+    model.recompute = True
+    assert gradients(model, 3, part)[0] == kept[0]
+    assert_same_bits(gradients(model, 3, part)[1], kept[1])
+
+
+def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def _train(arguments: argparse.Namespace, report: Report, stop: Stop) -> "Finish
     from worker.trainer.device import best_available, open_device
     from worker.trainer.loop import train
 
+    memory.keep_freed()
     planned = plan.settled.train.windows_at_once
     if arguments.attempt is not None:
         attempt = checkpoint.read_attempt(layout, plan.job, arguments.attempt)

@@ -79,7 +79,7 @@ def shuffled(places: NDArray[np.uint64], size: int, key: bytes) -> NDArray[np.ui
     def once(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = values >> half, values & mask
         for key in keys:
-            left, right = right, left ^ (_mixed(right + key) & mask)
+            left, right = right, left ^ (mixed(right + key) & mask)
         return (left << half) | right
 
     out = once(places)
@@ -90,7 +90,7 @@ def shuffled(places: NDArray[np.uint64], size: int, key: bytes) -> NDArray[np.ui
     return out
 
 
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -17,6 +17,7 @@ from worker.child import Stop, log
 from worker.trainer import optim, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
+from worker.trainer.dropout import Dropout
 from worker.trainer.memory import Fitting
 from worker.trainer.state import TrainingState
 
@@ -101,19 +102,19 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of one update, added up over micro-batches of so many windows. Returns the mean loss and the
     gradient's norm before clipping, both still on the device."""
-    if config.dropout:
-        torch.manual_seed(config.seed * 1_000_003 + at.step)
     tokens, targets = data.batch(at.windows, config.batch_size)
     total = torch.zeros((), device=device.place)
     at.optimizer.zero_grad(set_to_none=True)
     for first in range(0, config.batch_size, windows):
         rows = slice(first, first + windows)
+        dropout = None
+        if config.dropout:
+            dropout = Dropout(part=config.dropout, seed=config.seed, step=at.step, first=first)
         with device.autocast():
-            loss = at.model.loss(device.put(tokens[rows]), device.put(targets[rows]))
-        share = loss * (len(tokens[rows]) / config.batch_size)
-        share.backward()  # type: ignore[no-untyped-call]
-        total += share.detach()
-    norm = torch.nn.utils.clip_grad_norm_(at.model.parameters(), config.grad_clip or math.inf)
+            loss = at.model.loss(device.put(tokens[rows]), device.put(targets[rows]), dropout, targets.numel())
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    norm = optim.clip(at.optimizer, config.grad_clip)
     return total, norm
 
 
@@ -122,7 +123,6 @@ def _evaluate(at: TrainingState, data: Batches, settled: Settled, device: Device
     """Set the state's validation loss: the mean over the held-out windows. Left undone when asked to stop,
     but at the job's last step."""
     config = settled.train
-    at.model.eval()
     total, count = torch.zeros((), device=device.place, dtype=torch.float32), 0
     for tokens, targets in data.held_out(config.eval_tokens, windows):
         if stop.requested and at.step < settled.end_step:
@@ -141,7 +141,6 @@ def _evaluate(at: TrainingState, data: Batches, settled: Settled, device: Device
         )
         if settled.evaluates_at(at.step):
             at.patience.note(val_loss, at.step)
-    at.model.train()
 
 
 def _diverged(step: int, rate: float) -> str:

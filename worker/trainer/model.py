@@ -9,67 +9,83 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gptjobs.config import ModelConfig
+from worker.trainer.dropout import Dropout
+from worker.trainer.products import Linear
+from worker.trainer.tables import cross_entropy, embed
 
 INIT_STD = 0.02
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, dropout: float) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.n_head
-        self.dropout = dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.residual_dropout = nn.Dropout(dropout)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dropout: Dropout | None, site: int) -> Tensor:
         batch, context, width = x.shape
         q, k, v = (
             each.view(batch, context, self.heads, width // self.heads).transpose(1, 2)
             for each in self.c_attn(x).split(width, dim=2)
         )
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
-        y = y.transpose(1, 2).reshape(batch, context, width)
-        return cast(Tensor, self.residual_dropout(self.c_proj(y)))
+        if dropout is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            y = _attention_with_dropout(q, k, v, dropout, site)
+        y = self.c_proj(y.transpose(1, 2).reshape(batch, context, width))
+        return dropout.apply(y, site + 1) if dropout else cast(Tensor, y)
+
+
+def _attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, site: int) -> Tensor:
+    """Causal attention [batch, heads, context, size] that drops probabilities, as torch's own draws from a random
+    state."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    probabilities = scores.masked_fill(later, -math.inf).softmax(-1, dtype=torch.float32)
+    return dropout.apply(probabilities, site).to(v.dtype) @ v
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig, dropout: float) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))))
+        return cast(Tensor, self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate)))
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig, dropout: float) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = Attention(config, dropout)
+        self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.mlp = FeedForward(config, dropout)
+        self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return cast(Tensor, x + self.mlp(self.ln_2(x)))
+    def forward(self, x: Tensor, dropout: Dropout | None, site: int) -> Tensor:
+        """Draws at the three sites from `site` on."""
+        x = x + self.attn(self.ln_1(x), dropout, site)
+        y = self.mlp(self.ln_2(x))
+        return x + (dropout.apply(y, site + 2) if dropout else y)
 
 
 class GPT(nn.Module):
-    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """whether backward passes compute each block again, instead of keeping what is within it"""
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.n_positions, config.n_embd),
-                "drop": nn.Dropout(dropout),
-                "h": nn.ModuleList([Block(config, dropout) for _ in range(config.n_layer)]),
+                "h": nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
                 "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
             }
         )
@@ -98,13 +114,25 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [batch, context] to logits [batch, context, vocabulary]."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.transformer["drop"](self.wte(tokens) + self.wpe(positions))
-        for block in cast(nn.ModuleList, self.transformer["h"]):
-            x = block(x)
-        return cast(Tensor, self.lm_head(self.transformer["ln_f"](x)))
+        return cast(Tensor, self.lm_head(self._hidden(tokens, None)))
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats a token; both [batch, context]."""
-        logits = self(tokens)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    def loss(self, tokens: Tensor, targets: Tensor, dropout: Dropout | None = None, count: int | None = None) -> Tensor:
+        """Cross-entropy in nats; both [batch, context]. The mean, or the sum over `count`: a micro-batch's share of
+        the mean over an update. With gradients enabled, those of the tables are partly made here already: what is
+        returned wants a backward() before the next update."""
+        return cross_entropy(self._hidden(tokens, dropout), self.lm_head.weight, targets, count or targets.numel())
+
+    def _hidden(self, tokens: Tensor, dropout: Dropout | None) -> Tensor:
+        """What the head reads [batch, context, width]."""
+        x = embed(self.wte.weight, tokens) + self.wpe.weight[: tokens.shape[1]]
+        x = self._blocks(dropout.apply(x, 0) if dropout else x, dropout)
+        return cast(Tensor, self.transformer["ln_f"](x))
+
+    def _blocks(self, x: Tensor, dropout: Dropout | None) -> Tensor:
+        for number, block in enumerate(cast(nn.ModuleList, self.transformer["h"])):
+            site = 1 + 3 * number
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, dropout, site, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, dropout, site)
+        return x

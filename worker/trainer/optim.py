@@ -26,6 +26,20 @@ def adamw(model: nn.Module, train: TrainConfig, device: Device) -> torch.optim.A
     )
 
 
+def clip(optimizer: torch.optim.AdamW, largest_norm: float) -> Tensor:
+    """Have the next update scale gradients down whose norm is above `largest_norm` (0: never). Returns the norm, still
+    on the device. Where it is not finite, the fused update applies nothing."""
+    gradients = [each.grad for group in optimizer.param_groups for each in group["params"]]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    scale = (norm / largest_norm).clamp_(min=1.0) if largest_norm else torch.ones_like(norm)
+    if optimizer.defaults["fused"]:
+        # as a gradient scaler says it: the update divides as it reads, where clipping takes a pass more
+        optimizer.grad_scale, optimizer.found_inf = scale, (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    else:
+        torch._foreach_div_(gradients, scale)
+    return norm
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -77,7 +77,7 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     """The state at `start`, or new weights from the seed. Raises Refused where the weights are not finite."""
     train = plan.settled.train
     torch.manual_seed(train.seed)
-    model = GPT(plan.settled.model, train.dropout)
+    model = GPT(plan.settled.model)
     saved: dict[str, Any] = {}
     if start is not None:
         saved = stored.read(layout.path(start.name), start.manifest)
