@@ -188,7 +188,7 @@ class Settled:
             model=ModelConfig(**known(MODEL_FIELDS, record["model"])),
             train=TrainConfig(**known(TRAIN_FIELDS, record["train"])),
             start_step=record["start_step"],
-            origins=dict(record["origins"]),
+            origins=dict.fromkeys(HYPERPARAMETERS, "default") | record["origins"],
         )
 
 
