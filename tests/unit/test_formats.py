@@ -304,8 +304,10 @@ def test_a_manifest_from_before_imports_is_gptjobs_own_and_has_moments():
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "imported.json"])
 def test_every_value_has_an_origin_also_one_that_was_added_since(name: str):
     record = frozen(name).get("settled", frozen(name))
+    assert not {"optimizer", "data_cursor", "rewarm_steps"} & record["train"].keys()
     made = Settled.from_dict(record)
     assert made.origins.keys() == HYPERPARAMETERS.keys()
+    assert (made.train.optimizer, made.train.data_cursor, made.origins["optimizer"]) == ("keep", "keep", "default")
 
 
 def test_an_imported_manifest_knows_what_the_file_did_not_say():
