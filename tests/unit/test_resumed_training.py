@@ -1,5 +1,5 @@
 """What a resume trains on and with: the place in the data over other batch and block sizes, the optimizer kept, reset
-or rewarmed."""
+or rewarmed; and the same job whatever the number of accumulation steps."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -143,6 +143,25 @@ def test_a_switched_schedule_trains_at_the_rates_that_its_settings_say(layout: L
     assert of_the_lines == {9: pytest.approx(0.00868198, rel=1e-6)} | {
         step: plan.settled.train.learning_rate_at(step - 1) for step in (10, 11, 12)
     }
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_any_number_of_accumulation_steps_gives_the_same_job_to_float32_rounding(
+    layout: Layout, micro_batch: int
+) -> None:
+    """With an epsilon above the rounding of gradients that are nought, such as those of the keys' biases: Adam would
+    divide that rounding by its own size."""
+    values = {"steps": 12, "batch_size": 8, "schedule": "cosine", "epsilon": 1e-4}
+    whole, parts = (
+        attempted(layout, planned(layout, f"micro-{size}", micro_batch=size, **values)) for size in (0, micro_batch)
+    )
+    for name in ("train_loss", "val_loss", "grad_norm"):
+        course = [[getattr(each, name) for each in ended.progress] for ended in (whole, parts)]
+        assert course[0] == [value if value is None else pytest.approx(value, rel=1e-5) for value in course[1]]
+    weights = [contents(layout, ended.last)["model"] for ended in (whole, parts)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=1e-5 * tensor.abs().max().item())
+    assert whole.last.manifest.cursor == parts.last.manifest.cursor
 
 
 def test_a_state_that_keeps_all_is_that_of_the_checkpoint(layout: Layout, parent: Checkpoint) -> None:
