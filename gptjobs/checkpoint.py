@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjobs import durable
-from gptjobs.config import Plan, Settled, known
+from gptjobs.config import RESTART, Plan, Settled, known
 from gptjobs.errors import NotFound, Refused
 from gptjobs.foreign import OWN
 from gptjobs.layout import Layout, parse_checkpoint_name
@@ -87,6 +87,11 @@ class Manifest:
         same_data = self.data_digest == plan.data_digest
         train = plan.settled.train
         return same_data and self.cursor.block_size == train.block_size and self.settled.train.seed == train.seed
+
+    def windows_behind(self, plan: Plan) -> int:
+        """Of the plan's order, the windows that were trained on: where the plan goes on from here."""
+        is_to_restart = self.job != plan.job and plan.settled.train.data_cursor == RESTART
+        return self.cursor.windows if self.goes_on_in_order(plan) and not is_to_restart else 0
 
     def to_dict(self) -> dict[str, Any]:
         record = {each: getattr(self, each) for each in self.__dataclass_fields__}

@@ -20,6 +20,9 @@ HELD_OUT_PART = 10
 """One in so many tokens, the data's tail, is held out for validation."""
 PRECISIONS = ("auto", "float32", "bfloat16")
 ACTIVATIONS = ("gelu_tanh", "gelu")
+KEEP, RESET, REWARM, RESTART = "keep", "reset", "rewarm", "restart"
+REWARM_STEPS = 100
+"""of a rewarm that is not told how many"""
 NOT_SAID = "the file does not say"
 """The origin of a value in a checkpoint of another program that stands for one that nobody knows."""
 
@@ -111,6 +114,17 @@ class TrainConfig:
     target_val_loss: float = _hyper(0.0, "Stop early at this validation loss, in nats. 0: off.", low=0.0, high=1e3)
     patience: int = _hyper(0, "Stop early after so many evaluations without a better one. 0: off.", low=0)
     precision: str = _hyper("auto", "Arithmetic of matrix products.", choices=PRECISIONS)
+    optimizer: str = _hyper(
+        KEEP,
+        "AdamW's moments: kept; reset; or reset with the learning rate rising from nought to its schedule once more, "
+        f"over --warmup-steps ({REWARM_STEPS} if not given).",
+        choices=(KEEP, RESET, REWARM),
+    )
+    rewarm_start: int = _hyper(0, "The step that the last rewarm began at.", low=0, high=10**9)
+    rewarm_steps: int = _hyper(0, "Steps that it takes. 0: there was none.", low=0, high=10**9)
+    data_cursor: str = _hyper(
+        KEEP, "The place in the data: kept, or restart from the first window.", choices=(KEEP, RESTART)
+    )
     grow_positions: bool = _hyper(False, "Let a larger block than the position table add rows to it.")
     seed: int = _hyper(1337, "Of the first weights, the order of data and dropout.", low=0, high=2**31 - 1)
 
@@ -120,8 +134,13 @@ class TrainConfig:
         return min(self.micro_batch or self.batch_size, self.batch_size)
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of the update that makes step `step` + 1: linear warm-up, then the schedule
-        (cosine as in SGDR without restarts, Loshchilov & Hutter 2017)."""
+        """The rate of the update that makes step `step` + 1: the schedule's, less while a rewarm goes on."""
+        since = step - self.rewarm_start
+        part = (since + 1) / self.rewarm_steps if 0 <= since < self.rewarm_steps else 1.0
+        return part * self._scheduled_rate_at(step)
+
+    def _scheduled_rate_at(self, step: int) -> float:
+        """Linear warm-up, then the schedule (cosine as in SGDR without restarts, Loshchilov & Hutter 2017)."""
         since = max(0, step - self.schedule_start)
         if since < self.warmup_steps:
             return self.learning_rate * (since + 1) / self.warmup_steps
@@ -137,6 +156,8 @@ _SCHEDULE_FIELDS = ("schedule", "warmup_steps", "decay_steps", "min_learning_rat
 MODEL_FIELDS = {each.name: each for each in fields(ModelConfig)}
 TRAIN_FIELDS = {each.name: each for each in fields(TrainConfig)}
 HYPERPARAMETERS = MODEL_FIELDS | TRAIN_FIELDS
+OF_RESUME = ("optimizer", "data_cursor")
+"""How one resume begins: a job from scratch has no such choice, and a later resume does not inherit it."""
 PRESET = "model"  # the one override that is no field: it stands for several of ModelConfig
 
 
@@ -188,7 +209,7 @@ class Settled:
             model=ModelConfig(**known(MODEL_FIELDS, record["model"])),
             train=TrainConfig(**known(TRAIN_FIELDS, record["train"])),
             start_step=record["start_step"],
-            origins=dict(record["origins"]),
+            origins=dict.fromkeys(HYPERPARAMETERS, "default") | record["origins"],
         )
 
 
@@ -251,17 +272,19 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
     for name, each in HYPERPARAMETERS.items():
         put(name, each.default, "default")
     if parent is None:
+        _refuse_what_is_of_resume(overrides)
         _put_preset(put, overrides)
     else:
         for name, value in (asdict(parent.model) | asdict(parent.train)).items():
             put(name, value, "checkpoint" if parent.knows(name) else "default")
-        put("grow_positions", False, "default")
+        for name in ("grow_positions", *OF_RESUME):
+            put(name, TRAIN_FIELDS[name].default, "default")
         _refuse_another_shape(parent, overrides)
         if parent.end_step > parent_step and parent.knows("steps"):
             put("steps", parent.end_step - parent_step, "checkpoint: what was left")
         else:
             put("steps", TRAIN_FIELDS["steps"].default, "default")
-        _put_schedule_of_resume(put, overrides, parent_step)
+        overrides = _put_schedule_of_resume(put, overrides, parent_step)
     for name, given in overrides.items():
         if name in values:
             whole = type(given.value) is int and type(values[name]) is float
@@ -299,19 +322,37 @@ def _put_preset(put: Any, overrides: Overrides) -> None:
         put("encoding", BYTES, "model nano")
 
 
-def _put_schedule_of_resume(put: Any, overrides: Overrides, step: int) -> None:
-    """A learning rate alone means a constant one; any word about the schedule starts it anew here;
-    neither, and the checkpoint's goes on."""
+def _put_schedule_of_resume(put: Any, overrides: Overrides, step: int) -> Overrides:
+    """A learning rate alone means a constant one; any word about the schedule starts it anew here; neither, and the
+    checkpoint's goes on. A rewarm lies over either, and takes the warm-up that is said: the overrides without it
+    are returned."""
+    rewarms = "optimizer" in overrides and overrides["optimizer"].value == REWARM
+    rewarm = overrides.get("warmup_steps", Given(REWARM_STEPS, "rewarm"))
+    if rewarms:
+        overrides = {name: given for name, given in overrides.items() if name != "warmup_steps"}
     said = [name for name in _SCHEDULE_FIELDS if name in overrides]
-    if not said and "learning_rate" not in overrides:
-        return
-    why = "a rate was given, no schedule" if not said else "the schedule starts anew"
-    if "schedule" not in overrides and "learning_rate" in overrides:
-        put("schedule", "constant", why)
-    put("schedule_start", step, why)
-    put("warmup_steps", 0, why)
-    put("decay_steps", 0, why)
-    put("min_learning_rate", 0.0, "default")
+    if said or "learning_rate" in overrides:
+        why = "the schedule starts anew" if said else "a rate was given, no schedule"
+        if "schedule" not in overrides and "learning_rate" in overrides:
+            put("schedule", "constant", why)
+        put("schedule_start", step, why)
+        put("warmup_steps", 0, why)
+        put("decay_steps", 0, why)
+        put("min_learning_rate", 0.0, "default")
+        put("rewarm_steps", 0, why)
+    if rewarms:
+        put("rewarm_start", step, "rewarm")
+        put("rewarm_steps", *rewarm)
+    return overrides
+
+
+def _refuse_what_is_of_resume(overrides: Overrides) -> None:
+    for name in OF_RESUME:
+        if name in overrides:
+            raise UsageError(
+                f"{_said_by(name, overrides[name])} says how a resume begins; a job from scratch has nothing to keep",
+                hint="leave it out, or go on from a checkpoint: gptjobs submit resume --from JOB@last",
+            )
 
 
 def _refuse_another_shape(parent: Settled, overrides: Overrides) -> None:

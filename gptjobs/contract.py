@@ -4,12 +4,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptjobs.checkpoint import Checkpoint, Manifest
-from gptjobs.config import VOCABULARY, Plan, Settled
+from gptjobs.config import KEEP, RESTART, VOCABULARY, Plan, Settled
 from gptjobs.foreign import OWN
 
 _MAIN = ("batch_size", "block_size", "learning_rate", "weight_decay", "dropout")
-# they follow from the others, which the contract shows
-_DERIVED = ("decay_steps", "min_learning_rate", "schedule_start", "steps", "grow_positions")
+# they follow from the others, which the contract shows, or are among what continues and resets
+_DERIVED = (
+    "decay_steps", "min_learning_rate", "schedule_start", "steps", "grow_positions", "optimizer", "rewarm_start",
+    "rewarm_steps", "data_cursor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +49,22 @@ def contract(plan: Plan, parent: Checkpoint) -> Contract:
     old, new = manifest.settled.train, settled.train
     continues = [f"weights of step {manifest.step}, {_losses(parent)}"]
     resets = []
-    if manifest.has_moments:
-        continues.append("the optimizer's moments")
+    if why := _against_moments(manifest, plan):
+        resets.append(f"the optimizer's moments: {why}")
     else:
-        resets.append("the optimizer's moments: the file has none that fit")
+        continues.append("the optimizer's moments")
     continues.append(f"steps: {settled.start_step} → {settled.end_step}, {manifest.tokens:,} tokens so far")
-    if manifest.data_digest is None:
-        resets.append("the place in the data: the file does not tell it; from the data's first window")
-    elif manifest.data_digest != plan.data_digest:
-        resets.append("the place in the data: other data, from its first window")
-    elif not manifest.goes_on_in_order(plan):
-        order = f"seed {new.seed} has" if old.seed != new.seed else f"windows of {new.block_size} tokens have"
-        resets.append(f"the place in the data: {order} another order, from its first one")
+    if why := _against_place(manifest, plan):
+        resets.append(f"the place in the data: {why}")
     else:
         continues.append(f"the place in the data, after {manifest.cursor.windows:,} windows")
-    if old.schedule_start != new.schedule_start or old.schedule != new.schedule:
-        resets.append(f"the schedule: {schedule_in_words(plan)}")
-    else:
-        continues.append(f"the schedule: {schedule_in_words(plan)}")
+    goes_on = (old.schedule_start, old.schedule) == (new.schedule_start, new.schedule)
+    (continues if goes_on else resets).append(f"the schedule: {schedule_in_words(plan)}")
+    risen = new.rewarm_start + new.rewarm_steps
+    if settled.start_step < risen:
+        rises = f"the warm-up: from step {new.rewarm_start} to {risen} the rate rises to the schedule's"
+        goes_on = (old.rewarm_start, old.rewarm_steps) == (new.rewarm_start, new.rewarm_steps)
+        (continues if goes_on else resets).append(rises)
     return Contract(
         parent=parent.name,
         step=settled.start_step,
@@ -75,6 +76,32 @@ def contract(plan: Plan, parent: Checkpoint) -> Contract:
         rate_before=old.learning_rate_at(settled.start_step) if manifest.settled.knows("learning_rate") else None,
         rate_after=new.learning_rate_at(settled.start_step),
     )
+
+
+def _against_moments(manifest: Manifest, plan: Plan) -> str | None:
+    """Why the optimizer begins without the checkpoint's moments, or None."""
+    settled = plan.settled
+    if not manifest.has_moments:
+        return "the file has none that fit"
+    if settled.train.optimizer != KEEP:
+        return f"{settled.train.optimizer} was asked for ({settled.origins['optimizer']})"
+    return None
+
+
+def _against_place(manifest: Manifest, plan: Plan) -> str | None:
+    """Why the data is begun anew, or None."""
+    old, settled = manifest.settled.train, plan.settled
+    new = settled.train
+    if manifest.data_digest is None:
+        return "the file does not tell it; from the data's first window"
+    if manifest.data_digest != plan.data_digest:
+        return "other data, from its first window"
+    if not manifest.goes_on_in_order(plan):
+        order = f"seed {new.seed} has" if old.seed != new.seed else f"windows of {new.block_size} tokens have"
+        return f"{order} another order, from its first one"
+    if new.data_cursor == RESTART:
+        return f"{new.data_cursor} was asked for ({settled.origins['data_cursor']}); from the data's first window"
+    return None
 
 
 def _changes(old: Settled, new: Settled) -> list[Change]:

@@ -10,7 +10,18 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from gptjobs.config import HYPERPARAMETERS, MODEL_FIELDS, PRESET, PRESETS, Given, Overrides, merge, option, switch
+from gptjobs.config import (
+    HYPERPARAMETERS,
+    MODEL_FIELDS,
+    OF_RESUME,
+    PRESET,
+    PRESETS,
+    Given,
+    Overrides,
+    merge,
+    option,
+    switch,
+)
 from gptjobs.errors import NotFound, UsageError
 from gptjobs.layout import Layout
 
@@ -26,7 +37,7 @@ ENVIRONMENT = {
 RESUME_ENVIRONMENT = {**ENVIRONMENT, "steps": "RESUME_STEPS"}
 CHECKPOINT_VARIABLE = "CHECKPOINT_PATH"
 FILE_NAME = "gptjobs.toml"
-_DERIVED = ("vocab_size",)
+_DERIVED = ("vocab_size", "rewarm_start", "rewarm_steps")
 
 
 def hyperparameters(*, resume: bool) -> Callable[[Command], Command]:
@@ -35,7 +46,7 @@ def hyperparameters(*, resume: bool) -> Callable[[Command], Command]:
 
     def add(command: Command) -> Command:
         for name, each in reversed(HYPERPARAMETERS.items()):
-            if name in _DERIVED or (resume and name in MODEL_FIELDS):
+            if name in _DERIVED or name in (MODEL_FIELDS if resume else OF_RESUME):
                 continue
             command = _option(name, each, environment.get(name), resume)(command)
         help = "Size of the model; each can be changed." if not resume else "Must be the checkpoint's."
@@ -52,7 +63,7 @@ def _option(name: str, each: "Field[Any]", variable: str | None, resume: bool) -
     else:
         type_ = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}[kind]
     default = bounds["shown"] or each.default
-    if resume:
+    if resume and name not in OF_RESUME:
         default = f"what was left, or {each.default}" if name == "steps" else ""  # the checkpoint's, says the help
     shown = "" if default == "" or kind is bool else f"  [default: {default}]"
     return click.option(

@@ -19,7 +19,7 @@ from gptjobs.local import LOOPBACK, _free_port
 from gptjobs.store import Store
 from tests.conftest import Commands
 from tests.integration.test_checkpoint_errors import checkpoint_in
-from tests.integration.test_errors import FIRST, TRAIN
+from tests.integration.test_errors import FIRST, TRAIN, assert_error
 
 SIX = {
     "BATCH_SIZE": "4", "BLOCK_SIZE": "16", "LEARNING_RATE": "1e-5", "RESUME_STEPS": "2000",
@@ -174,6 +174,31 @@ def test_the_contract_says_what_continues_changes_and_resets(gptjobs: Commands, 
     }
     assert "the place in the data" in resets and "the schedule: constant 0.0001" in resets
     assert "LEARNING RATE of the first update: 0.000465 before, 0.0001 after" in resets
+
+
+def test_the_contract_says_what_resets_because_it_was_asked_to(gptjobs: Commands, checkpoint: Path) -> None:
+    asked = ("--optimizer", "rewarm", "--warmup-steps", "2", "--data-cursor", "restart")
+    said = gptjobs("submit", "resume", "--from", "first@2", "--dry-run", *asked).stderr
+    continues, _, resets = said.partition("CONTINUES")[2].partition("RESETS")
+    assert "the schedule: cosine from step 0" in continues
+    assert [line.strip() for line in resets.splitlines()[1:4]] == [
+        "the optimizer's moments: rewarm was asked for (--optimizer)",
+        "the place in the data: restart was asked for (--data-cursor); from the data's first window",
+        "the warm-up: from step 2 to 4 the rate rises to the schedule's",
+    ]
+    assert "CHANGES" not in said
+    assert "LEARNING RATE of the first update: 0.000465 before, 0.000232 after" in said
+
+
+def test_how_a_resume_begins_is_no_choice_of_a_job_from_scratch(gptjobs: Commands, checkpoint: Path) -> None:
+    train = (*TRAIN, "sources/text.md", "--dry-run")
+    assert_error(gptjobs(*train, "--optimizer", "reset"), 2, "No such option", "--optimizer")
+    (gptjobs.layout.root / "gptjobs.toml").write_text('data_cursor = "restart"\n')
+    words = "--data-cursor (gptjobs.toml) says how a resume begins"
+    assert_error(gptjobs(*train), 2, words, hint="gptjobs submit resume")
+    assert (
+        "restart was asked for (gptjobs.toml)" in gptjobs("submit", "resume", "--from", "first@2", "--dry-run").stderr
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptjobs.checkpoint import Cursor, Manifest
+from gptjobs.config import Plan, Settled, settle
 from gptjobs.errors import Refused
+from tests.unit.conftest import manifest, typed
 from worker.trainer.batches import Batches, shuffled
 
 few = settings(deadline=None, max_examples=50)
@@ -56,6 +60,62 @@ def test_another_batch_size_neither_repeats_nor_skips_a_window(size: tuple[int, 
         in_batches = [starts(batches, seen, each) for seen, each in zip(before, sizes, strict=True)]
         at_once = starts(batches, 0, sum(sizes))
     assert [start for each in in_batches for start in each] == at_once
+
+
+@few
+@given(
+    st.integers(1, 9),
+    st.integers(0, 400),
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=2, max_size=8),
+)
+def test_resumes_with_any_batch_sizes_see_each_window_once_an_epoch(
+    block: int, more: int, resumes: list[tuple[int, int]]
+) -> None:
+    """From manifest to manifest, each resume with its batch size and its number of steps."""
+    with TemporaryDirectory() as folder:
+        batches = Batches(counting_file(Path(folder), 10 * (block + 1) + more), block, seed=7)
+        seen: list[int] = []
+        behind = manifest(step=0, cursor=Cursor(block_size=block, windows=0), settled=trained(block))
+        for number, (batch_size, steps) in enumerate(resumes):
+            windows, behind = gone_on(batches, behind, f"job-{number}", batch_size=batch_size, steps=steps)
+            seen += windows
+    assert len(seen) == behind.cursor.windows == sum(size * steps for size, steps in resumes)
+    every = {window * block for window in range(batches.windows)}
+    for first in range(0, len(seen), batches.windows):
+        epoch = seen[first : first + batches.windows]
+        assert len(set(epoch)) == len(epoch) and set(epoch) <= every
+
+
+@few
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30), st.booleans()), min_size=2, max_size=8))
+def test_another_block_size_or_a_restart_begins_with_the_first_window(resumes: list[tuple[int, int, bool]]) -> None:
+    """Else a resume goes on behind the windows of the one before it, of whatever batch size."""
+    behind = manifest(step=0, cursor=Cursor(block_size=9, windows=5), settled=trained(9))
+    with TemporaryDirectory() as folder:
+        file = counting_file(Path(folder), 200)
+        expected = 0
+        for number, (block, batch_size, restarts) in enumerate(resumes):
+            if block != behind.cursor.block_size or restarts:
+                expected = 0
+            batches = Batches(file, block, seed=7)
+            asked = {"batch_size": batch_size, "block_size": block, "data_cursor": "restart" if restarts else "keep"}
+            windows, behind = gone_on(batches, behind, f"job-{number}", steps=2, **asked)
+            assert windows == starts(batches, expected, 2 * batch_size)
+            expected += 2 * batch_size
+
+
+def trained(block: int) -> Settled:
+    return settle(typed(model="nano", data="text.md", block_size=block, seed=7))
+
+
+def gone_on(batches: Batches, behind: Manifest, job: str, **values: Any) -> tuple[list[int], Manifest]:
+    """What a resume of these settings sees, and the manifest of its end."""
+    settled = settle(typed(**values), parent=behind.settled, parent_step=behind.step)
+    plan = Plan(job=job, kind="resume", settled=settled, data_name="text", data_digest="d" * 64, parent="a.pt")
+    first, size = behind.windows_behind(plan), settled.train.batch_size
+    seen = [each for step in range(settled.train.steps) for each in starts(batches, first + step * size, size)]
+    cursor = Cursor(block_size=settled.train.block_size, windows=first + len(seen))
+    return seen, manifest(job=job, step=settled.end_step, cursor=cursor, settled=settled)
 
 
 @few

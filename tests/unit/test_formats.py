@@ -14,7 +14,7 @@ import pytest
 
 from gptjobs import checkpoint, durable, progress, record
 from gptjobs.checkpoint import Attempt, Checkpoint, Cursor, Losses, Manifest
-from gptjobs.config import Given, ModelConfig, Plan, Settled, TrainConfig
+from gptjobs.config import HYPERPARAMETERS, Given, ModelConfig, Plan, Settled, TrainConfig
 from gptjobs.data import tokens
 from gptjobs.data.tokens import TokensManifest
 from gptjobs.job import JobSpec, JobState, Outcome
@@ -83,7 +83,12 @@ def settled(origins: dict[str, str]) -> Settled:
     """The settings in `config.json` and `manifest.json`, once `origins` were looked at."""
     said = {name: origin for name, origin in origins.items() if origin != "checkpoint"}
     assert said == {"learning_rate": "--learning-rate", "batch_size": "BATCH_SIZE", "vocab_size": "encoding bytes"}
-    return Settled(model=MODEL, train=TRAIN, start_step=200, origins=origins)
+    return Settled(model=MODEL, train=TRAIN, start_step=200, origins=with_later_ones(origins))
+
+
+def with_later_ones(origins: dict[str, str]) -> dict[str, str]:
+    """What was added since has its default."""
+    return dict.fromkeys(HYPERPARAMETERS, "default") | origins
 
 
 PLAN = Plan(
@@ -127,7 +132,7 @@ IMPORTED = Manifest(
             encoding="bytes", steps=1000, block_size=16, learning_rate=1e-5, schedule="constant", warmup_steps=0
         ),
         start_step=0,
-        origins=frozen("imported.json")["settled"]["origins"],
+        origins=with_later_ones(frozen("imported.json")["settled"]["origins"]),
     ),
     data_name="training_data_final_merged",
     data_digest=None,
@@ -294,6 +299,15 @@ def test_a_manifest_from_before_imports_is_gptjobs_own_and_has_moments():
     assert (made.layout, made.has_moments, made.written_at, made.sources) == ("gptjobs", True, None, {})
     model = made.settled.model
     assert (model.activation, model.bias, model.tied) == ("gelu_tanh", True, True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "imported.json"])
+def test_every_value_has_an_origin_also_one_that_was_added_since(name: str):
+    record = frozen(name).get("settled", frozen(name))
+    assert not {"optimizer", "data_cursor", "rewarm_steps"} & record["train"].keys()
+    made = Settled.from_dict(record)
+    assert made.origins.keys() == HYPERPARAMETERS.keys()
+    assert (made.train.optimizer, made.train.data_cursor, made.origins["optimizer"]) == ("keep", "keep", "default")
 
 
 def test_an_imported_manifest_knows_what_the_file_did_not_say():

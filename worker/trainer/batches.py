@@ -2,7 +2,8 @@
 
 The data's last tenth is held out. The rest is cut into windows of `block_size` tokens; each is seen once an
 epoch, in an order that is a pure function of (seed, epoch, block size). So the place in the data is one
-number, the windows seen, and another batch size neither repeats nor skips one.
+number, the windows seen, and another batch size neither repeats nor skips one. Another seed or block size is
+another order, which is begun with its first window, also where a job before had begun it.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ from torch import Tensor
 import gptjobs
 from gptjobs import durable, storage
 from gptjobs.checkpoint import Checkpoint, Cursor, Losses, Manifest, manifest_path
-from gptjobs.config import Plan, TrainConfig
+from gptjobs.config import KEEP, Plan, TrainConfig
 from gptjobs.errors import Refused
 from gptjobs.foreign import HEAD, POSITIONS, TOKENS
 from gptjobs.layout import Layout, checkpoint_name
@@ -74,7 +74,8 @@ class TrainingState:
 
 
 def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -> TrainingState:
-    """The state at `start`, or new weights from the seed. Raises Refused where the weights are not finite."""
+    """The state at `start`, or new weights from the seed. A resume drops the moments of its parent where it was asked
+    to, never its own. Raises Refused where the weights are not finite."""
     train = plan.settled.train
     torch.manual_seed(train.seed)
     model = GPT(plan.settled.model)
@@ -86,12 +87,13 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     state = TrainingState(model=model, optimizer=optim.adamw(model, train, device))
     if start is None:
         return state
-    optim.restore_moments(model, state.optimizer, saved["optimizer"])
     manifest = start.manifest
+    is_own = manifest.job == plan.job
     state.step, state.tokens, state.newest = manifest.step, manifest.tokens, start.name
-    if manifest.goes_on_in_order(plan):
-        state.windows = manifest.cursor.windows
-    if manifest.job == plan.job:
+    state.windows = manifest.windows_behind(plan)
+    if is_own or train.optimizer == KEEP:
+        optim.restore_moments(model, state.optimizer, saved["optimizer"])
+    if is_own:
         state.patience = Patience(**saved["patience"])
         state.losses, state.written_step = manifest.losses, manifest.step
     return state
