@@ -29,7 +29,9 @@ class Results:
 
     samples: dict[tuple[str, str], dict[int, Sample]] = field(default_factory=dict)
     failed: dict[tuple[str, str], str] = field(default_factory=dict)
-    rounds: int = 0
+
+    def rounds_of(self, shape: Shape) -> int:
+        return max((len(each) for (title, _), each in self.samples.items() if title == shape.title), default=0)
 
 
 def clone_of_nanogpt(asked: Path | None) -> Path | None:
@@ -103,7 +105,7 @@ def _cells(samples: Samples, reference: Samples) -> list[str]:
     return [
         f"{1000 * statistics.median(each.step_s for each in found):,.1f}",
         f"{statistics.median(compared):.3f}" if compared else "?",
-        f"{compared[0]:.3f} to {compared[-1]:.3f}" if compared else "?",
+        f"{compared[0]:.3f} to {compared[-1]:.3f}" if len(compared) > 1 else "",
         f"{1000 * statistics.median(each.cpu_s for each in found):,.1f}",
         f"{max(each.peak_bytes for each in found) / 1e6:,.0f}",
         f"{found[0].first_s:.1f}",

@@ -42,12 +42,15 @@ def race(
     shapes: Sequence[Shape], entrants: Sequence[Contender], folder: Path, threads: int, effort: Effort, rounds: int,
     minutes: float,
 ) -> Results:  # fmt: skip
-    """As many rounds as fit into `minutes`, at least one. What fails in a round is left out of the later ones."""
+    """Each shape in the first round, and in a later one where it will end within `minutes` of the start if it takes as
+    long as before. A contender that fails at a shape is left out there from then on."""
     results, chance = Results(), random.Random(1)
-    began, longest_s = time.monotonic(), 0.0
-    while results.rounds < rounds and time.monotonic() + longest_s - began <= 60 * minutes:
-        round_began = time.monotonic()
+    until, took_s = time.monotonic() + 60 * minutes, dict.fromkeys(shapes, -math.inf)
+    for round_ in range(rounds):
         for shape in shapes:
+            began = time.monotonic()
+            if began + took_s[shape] > until:
+                continue
             for contender in chance.sample(entrants, len(entrants)):
                 key = (shape.title, contender.name)
                 if key in results.failed:
@@ -58,10 +61,9 @@ def race(
                     results.failed[key] = str(error)
                     _tell(f"{shape.title}: {contender.name} failed: {error}")
                 else:
-                    results.samples.setdefault(key, {})[results.rounds] = sample
-                    _tell(f"round {results.rounds + 1}: {shape.title}: {contender.name}: {sample}")
-        results.rounds += 1
-        longest_s = max(longest_s, time.monotonic() - round_began)
+                    results.samples.setdefault(key, {})[round_] = sample
+                    _tell(f"round {round_ + 1}: {shape.title}: {contender.name}: {sample}")
+            took_s[shape] = time.monotonic() - began
     return results
 
 
@@ -110,9 +112,8 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     print(report.machine(asked.threads, report.rivals(clone)))
-    print(f"- rounds: {results.rounds}, each with all trainers in an order drawn by chance")
     for shape in shapes:
-        print(f"\n{shape.title}\n")
+        print(f"\n{shape.title}: {results.rounds_of(shape)} rounds\n")
         print(report.table_of_speed(shape, [each.name for each in entrants], results))
 
 
