@@ -1,9 +1,9 @@
-# make setup | demo | test | faults, on a machine with Python >= 3.11 and make
+# make setup | demo | test | faults | bench, on a machine with Python >= 3.11 and make
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test unit faults lint clean
+.PHONY: setup demo test unit faults bench lint clean
 
 setup: .venv/ready
 
@@ -27,6 +27,16 @@ unit: setup
 
 faults: setup
 	$(BIN)/pytest -q -rs tests/faults
+
+# make bench NANOGPT_DIR=../nanoGPT, on an idle machine; with BENCH=short five minutes
+bench: export NANOGPT_DIR := $(NANOGPT_DIR)
+bench: setup
+ifeq ($(BENCH),short)
+	$(BIN)/python -m bench.train --short
+else
+	$(BIN)/python -m bench.train
+	$(BIN)/python -m bench.loss
+endif
 
 lint: setup
 	$(BIN)/ruff check .
