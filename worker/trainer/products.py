@@ -1,8 +1,8 @@
-"""Matrix products of float32 on a CPU, by oneDNN.
+"""Matrix products of float32 on a CPU, by oneDNN where that is faster.
 
-torch takes MKL's, which on AMD's processors are a tenth slower at the shapes of a GPT-2, and a third at the output
-head's (one core of an EPYC, 512 rows: 95 and 60 GFLOP/s against 104 and 88). torch's own door to oneDNN for this is
-the operator that its compiler uses.
+torch takes MKL's. On AMD's processors those are a tenth slower at the shapes of a GPT-2, and a third at the output
+head's (one core of an EPYC, 512 rows: 95 and 60 GFLOP/s against 104 and 88); of small matrices, and for the gradients
+of weights, they are the better ones. torch's door to oneDNN for this is the operator that its compiler uses.
 """
 
 import platform
@@ -13,21 +13,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _HAS_ONEDNN: bool = torch._C._has_mkldnn and platform.machine() == "x86_64"
+_WORTH_IT = 1 << 23
+"""multiplications, from which a product is faster by oneDNN"""
 
 
 def by_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a @ b.T + bias, of matrices [rows, k] and [columns, k] that may be transposed views."""
-    if _HAS_ONEDNN and a.device.type == "cpu" and a.dtype is torch.float32 and a.numel() > 0:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-        return product
-    return F.linear(a, b, bias)
+    if not (_HAS_ONEDNN and a.device.type == "cpu" and a.dtype is torch.float32 and a.numel() * len(b) >= _WORTH_IT):
+        return F.linear(a, b, bias)
+    by_onednn = torch.ops.gptjobs.by_onednn if torch.compiler.is_compiling() else _by_onednn
+    product: Tensor = by_onednn(a, b, bias)
+    return product
+
+
+def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return product
+
+
+# torch's compiler cannot take the operator itself, but one that it knows nothing of
+_library = torch.library.Library("gptjobs", "DEF")
+_library.define("by_onednn(Tensor a, Tensor b, Tensor? bias) -> Tensor")
+_library.impl("by_onednn", _by_onednn, "CPU")
+torch.library.register_fake("gptjobs::by_onednn", lambda a, b, bias: a.new_empty(len(a), len(b)))
 
 
 class Linear(nn.Linear):
-    """nn.Linear, with all three products of a float32 layer on a CPU by oneDNN."""
+    """nn.Linear, whose products on a CPU are those above."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _HAS_ONEDNN and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             product: Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return product
         return super().forward(x)
@@ -45,5 +60,4 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows = gradients[0].flatten(0, -2)
         of_x = by_transposed(rows, weight.t()).view(x.shape)
-        of_weight = by_transposed(rows.t(), x.flatten(0, -2).t())
-        return of_x, of_weight, rows.sum(0) if ctx.has_bias else None
+        return of_x, rows.t() @ x.flatten(0, -2), rows.sum(0) if ctx.has_bias else None
