@@ -77,6 +77,8 @@ class Manifest:
     """how the file's tensors are laid out, see foreign.py"""
     has_moments: bool = True
     """whether the optimizer's state is in the file"""
+    arithmetic: str | None = None
+    """in words, what the numbers depend on to the bit: device, threads, precision, compilation"""
     written_at: float | None = None
     """seconds since the epoch, for people"""
     sources: Mapping[str, str] = field(default_factory=dict)

@@ -19,6 +19,7 @@ SCHEDULES = ("constant", "cosine", "linear")
 HELD_OUT_PART = 10
 """One in so many tokens, the data's tail, is held out for validation."""
 PRECISIONS = ("auto", "float32", "bfloat16")
+COMPILES = ("auto", "on", "off")
 ACTIVATIONS = ("gelu_tanh", "gelu")
 KEEP, RESET, REWARM, RESTART = "keep", "reset", "rewarm", "restart"
 REWARM_STEPS = 100
@@ -114,6 +115,13 @@ class TrainConfig:
     target_val_loss: float = _hyper(0.0, "Stop early at this validation loss, in nats. 0: off.", low=0.0, high=1e3)
     patience: int = _hyper(0, "Stop early after so many evaluations without a better one. 0: off.", low=0)
     precision: str = _hyper("auto", "Arithmetic of matrix products.", choices=PRECISIONS)
+    compile: str = _hyper(
+        "auto", "Compile the model's blocks: where a probe finds that it pays, always, or never.", choices=COMPILES
+    )
+    exact: bool = _hyper(
+        False, "Only algorithms that give the same bits twice: on CUDA slower; never TF32, compiled or probed."
+    )
+    recompute: bool = _hyper(False, "Compute blocks again in the backward pass: less memory, a third more to compute.")
     optimizer: str = _hyper(
         KEEP,
         "AdamW's moments: kept; reset; or reset with the learning rate rising from nought to its schedule once more, "
@@ -414,6 +422,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
     width, heads = values["n_embd"], values["n_head"]
     if width % heads:
         raise UsageError(f"--n-embd {width} is no multiple of --n-head {heads}", hint="gptjobs submit train --help")
+    if values["exact"] and values["compile"] == "on":
+        raise UsageError("--exact and --compile on contradict each other", hint="leave one of them out")
     low, high = values["min_learning_rate"], values["learning_rate"]
     if values["schedule"] != "constant" and low > high:
         raise UsageError(

@@ -8,7 +8,7 @@ from gptjobs import checkpoint, progress
 from gptjobs.checkpoint import Attempt
 from gptjobs.layout import Layout
 
-_EVENTS = ("checkpoint", "quarantined", "alert", "micro_batch", "finished", "ended")
+_EVENTS = ("checkpoint", "quarantined", "alert", "micro_batch", "arithmetic", "finished", "ended")
 
 Line = dict[str, Any]
 """as progress.py encodes it, with the fields of later versions"""

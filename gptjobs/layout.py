@@ -163,6 +163,9 @@ class Layout:
     def config_file(self, job: str) -> Path:
         return self.outputs / job / "config.json"
 
+    def arithmetic_file(self, job: str, kind_of_device: str) -> Path:
+        return self.outputs / job / f"arithmetic.{kind_of_device}.json"
+
     def outcome_file(self, job: str) -> Path:
         return self.outputs / job / "outcome.json"
 

@@ -14,7 +14,7 @@ SCHEMA = 1
 _LARGEST = 1e300
 """of any number in a line"""
 
-Stage = Literal["encoding", "loading", "training", "evaluating", "saving"]
+Stage = Literal["encoding", "loading", "probing", "training", "evaluating", "saving"]
 TrainerOutcome = Literal["finished", "target", "patience", "stopped", "diverged", "failed"]
 
 
@@ -70,6 +70,17 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArithmeticSettled:
+    """How the attempt computes, in words. `before` is otherwise: from `step` on, the job is not bit-equal to one that
+    was never stopped."""
+
+    kind: ClassVar[str] = "arithmetic"
+    step: int
+    words: str
+    before: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """The trainer's last line, the truth about its outcome. `exit_code` is that of the error, if one; `cause` is
     a job.Cause where it failed."""
@@ -83,9 +94,9 @@ class Finished:
     cause: str | None = None
 
 
-Line = StageBegan | Progress | CheckpointWritten | MicroBatch | Finished
+Line = StageBegan | Progress | CheckpointWritten | MicroBatch | ArithmeticSettled | Finished
 KINDS: dict[str, type[Line]] = {
-    each.kind: each for each in (StageBegan, Progress, CheckpointWritten, MicroBatch, Finished)
+    each.kind: each for each in (StageBegan, Progress, CheckpointWritten, MicroBatch, ArithmeticSettled, Finished)
 }
 _TYPES = {each: get_type_hints(each) for each in KINDS.values()}
 

@@ -123,16 +123,16 @@ def test_first_weights_are_spread_as_in_gpt2() -> None:
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
 
 
-def dropped(part: float, step: int = 0, first: int = 0) -> Dropout:
-    return Dropout(part=part, seed=1, step=step, first=first)
+def dropped(part: float, places: range) -> Dropout:
+    return Dropout.drawn(part, seed=1, step=0, places=places, sites=7, device=torch.device("cpu"))
 
 
 @torch.no_grad()
 def test_dropout_acts_where_it_is_asked_for_alone(model: GPT) -> None:
     inputs, targets = tokens()[:, :-1], tokens()[:, 1:]
     plain = model.loss(inputs, targets)
-    assert not torch.equal(model.loss(inputs, targets, dropped(0.5)), plain)
-    torch.testing.assert_close(model.loss(inputs, targets, dropped(0.0)), plain, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(model.loss(inputs, targets, dropped(0.5, range(3))), plain)
+    torch.testing.assert_close(model.loss(inputs, targets, dropped(0.0, range(3))), plain, rtol=1e-5, atol=1e-5)
 
 
 def gradients(model: GPT, parts: int, part: float = 0.0) -> tuple[float, dict[str, Tensor]]:
@@ -142,7 +142,8 @@ def gradients(model: GPT, parts: int, part: float = 0.0) -> tuple[float, dict[st
     total = 0.0
     for first in range(0, 6, parts):
         rows = slice(first, first + parts)
-        loss = model.loss(inputs[rows], targets[rows], dropped(part, first=first) if part else None, targets.numel())
+        dropout = dropped(part, range(first, min(6, first + parts))) if part else None
+        loss = model.loss(inputs[rows], targets[rows], dropout, targets.numel())
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total, {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}

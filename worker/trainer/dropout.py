@@ -22,26 +22,26 @@ _WEYL = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout:
-    """The masks of some windows of an update: those from the place `first` on. `part` of the activations is dropped."""
+    """The masks of some windows of an update. `part` of the activations is dropped; `keys` [sites, windows, 2] are
+    two words for each site and window."""
 
     part: float
-    seed: int
-    step: int
-    first: int
+    keys: Tensor
+
+    @classmethod
+    def drawn(cls, part: float, *, seed: int, step: int, places: range, sites: int, device: torch.device) -> "Dropout":
+        """For the windows at these places of the update that makes step `step` + 1."""
+        base = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+        counted = np.arange(sites, dtype=np.uint64)[:, None] << np.uint64(32) | np.asarray(places, dtype=np.uint64)
+        words = mixed(mixed(counted * np.uint64(_WEYL)) + np.frombuffer(base, dtype="<u8")).astype("<u8").view("<i4")
+        return cls(part=part, keys=torch.from_numpy(words.reshape(sites, len(places), 2)).to(device))
 
     def apply(self, x: Tensor, site: int) -> Tensor:
         """x [windows, ...] with the dropped ones 0 and the kept ones scaled, so that the mean stays."""
-        keys = self._keys(len(x), site).to(x.device)
+        keys = self.keys[site]
         bits = _hashed(torch.arange(x[0].numel(), dtype=torch.int32, device=x.device), keys[:, :1], keys[:, 1:])
         is_kept = bits >= round(self.part * 2**32) - 2**31
         return x * (is_kept.view(x.shape).to(x.dtype) / (1.0 - self.part))
-
-    def _keys(self, windows: int, site: int) -> Tensor:
-        """Two words for each window [windows, 2]."""
-        base = hashlib.blake2b(f"{self.seed}/{self.step}/{site}".encode(), digest_size=8).digest()
-        places = np.arange(self.first, self.first + windows, dtype=np.uint64) * np.uint64(_WEYL)
-        words = mixed(places + np.frombuffer(base, dtype="<u8")).astype("<u8").view("<i4")
-        return torch.from_numpy(words.reshape(windows, 2))
 
 
 def _hashed(index: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -14,10 +14,9 @@ from gptjobs.config import Plan, Settled, TrainConfig
 from gptjobs.layout import Layout
 from gptjobs.progress import Finished, Line, Progress, Stage, StageBegan, TrainerOutcome, in_words
 from worker.child import Stop, log
-from worker.trainer import optim, state
+from worker.trainer import arithmetic, optim, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
-from worker.trainer.dropout import Dropout
 from worker.trainer.memory import Fitting
 from worker.trainer.state import TrainingState
 
@@ -37,6 +36,11 @@ def train(
     data = Batches(layout.token_file(plan.data_name, plan.data_digest, config.encoding), config.block_size, config.seed)
     meter = Meter(plan, at, device, report)
     fitting = Fitting(attempt.micro_batch or config.windows_at_once, at, device, report)
+
+    def gradients(device: Device) -> tuple[Tensor, Tensor]:
+        return fitting.compute(lambda windows: _gradients(at, data, config, device, windows))
+
+    device = arithmetic.settle(layout, plan, start, at, device, gradients, report)
 
     def save() -> None:
         with meter.pause("saving"):
@@ -61,7 +65,7 @@ def train(
     while at.step < settled.end_step:
         rate = config.learning_rate_at(at.step)
         optim.set_learning_rate(at.optimizer, rate)
-        meter.add(*fitting.compute(lambda windows: _gradients(at, data, config, device, windows)))
+        meter.add(*gradients(device))
         if at.step == first_step:
             meter.line(rate, ends_interval=False)
         at.optimizer.step()
@@ -107,11 +111,10 @@ def _gradients(
     at.optimizer.zero_grad(set_to_none=True)
     for first in range(0, config.batch_size, windows):
         rows = slice(first, first + windows)
-        dropout = None
-        if config.dropout:
-            dropout = Dropout(part=config.dropout, seed=config.seed, step=at.step, first=first)
+        inputs = device.put(tokens[rows])
+        dropout = at.model.dropout(config, at.step, range(first, first + len(inputs)))
         with device.autocast():
-            loss = at.model.loss(device.put(tokens[rows]), device.put(targets[rows]), dropout, targets.numel())
+            loss = at.model.loss(inputs, device.put(targets[rows]), dropout, targets.numel())
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     norm = optim.clip(at.optimizer, config.grad_clip)

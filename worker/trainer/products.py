@@ -32,9 +32,8 @@ def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 
 # torch's compiler cannot take the operator itself, but one that it knows nothing of
-_library = torch.library.Library("gptjobs", "DEF")
-_library.define("by_onednn(Tensor a, Tensor b, Tensor? bias) -> Tensor")
-_library.impl("by_onednn", _by_onednn, "CPU")
+torch.library.define("gptjobs::by_onednn", "(Tensor a, Tensor b, Tensor? bias) -> Tensor")
+torch.library.impl("gptjobs::by_onednn", "cpu", _by_onednn)
 torch.library.register_fake("gptjobs::by_onednn", lambda a, b, bias: a.new_empty(len(a), len(b)))
 
 

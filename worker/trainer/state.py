@@ -57,6 +57,8 @@ class TrainingState:
     """seen in the order of this job's block size"""
     patience: Patience = field(default_factory=Patience)
     losses: Losses = field(default_factory=Losses)
+    arithmetic: str | None = None
+    """in words, see arithmetic.py"""
     newest: str | None = None
     """the checkpoint that this state was loaded from or last written to, relative to the root"""
     written_step: int | None = None
@@ -79,6 +81,7 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     train = plan.settled.train
     torch.manual_seed(train.seed)
     model = GPT(plan.settled.model)
+    model.recompute = train.recompute
     saved: dict[str, Any] = {}
     if start is not None:
         saved = stored.read(layout.path(start.name), start.manifest)
@@ -222,6 +225,7 @@ def _manifest(plan: Plan, token: int, state: TrainingState, size: int, sha256: s
         parent=state.newest,
         size=size,
         sha256=sha256,
+        arithmetic=state.arithmetic,
         written_at=time.time(),
         versions={
             "gptjobs": gptjobs.__version__,

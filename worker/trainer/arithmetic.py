@@ -1,0 +1,165 @@
+"""The arithmetic of a job on a kind of device: what its numbers depend on, beyond its config, to the bit.
+
+Threads, precision and compilation are settled before the first step, by a short probe where they are left to `auto`
+and the job is long enough to pay for one, and written down: later attempts on that kind of device compute alike. A
+host that cannot, or a checkpoint that was computed otherwise, is an event that says from which step on the job is no
+longer bit-equal to one that was never stopped.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gptjobs import durable
+from gptjobs.checkpoint import Checkpoint
+from gptjobs.config import Plan, known
+from gptjobs.layout import Layout
+from gptjobs.progress import ArithmeticSettled, Line, StageBegan
+from worker.child import log
+from worker.trainer.device import Device
+from worker.trainer.state import TrainingState
+
+Gradients = Callable[[Device], tuple[Tensor, Tensor]]
+"""computes those of an update; returns its loss and the gradient's norm, still on the device"""
+
+SCHEMA = 1
+PROBED_FROM_S = 600.0
+"""of training left, from which a probe can pay: compilation takes up to a minute and gains up to a third"""
+_ROUNDS = 3
+_GAINS = 0.97
+"""of the seconds before: what a change must come to for it to count as a gain in a noisy probe"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """`threads` compute together, in `precision`, by compiled blocks or not, on a `device` of that kind; `exact` says
+    that only algorithms were allowed which give the same bits twice."""
+
+    device: str
+    threads: int
+    precision: str
+    compiled: bool
+    exact: bool
+    capability: str
+    """instructions of the CPU that torch uses"""
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} {'thread' if self.threads == 1 else 'threads'}"
+        how = "compiled" if self.compiled else "not compiled"
+        return f"{self.device}, {threads} ({self.capability}), {self.precision}, {how}" + ", exact" * self.exact
+
+
+def settle(
+    layout: Layout, plan: Plan, start: Checkpoint | None, at: TrainingState, device: Device,
+    gradients: Gradients, report: Callable[[Line], None],
+) -> Device:  # fmt: skip
+    """Let the state's model, and torch, compute as the job does on this kind of device; returns the device with its
+    precision. `gradients` are computed, and not used, where a probe has to time them."""
+    if plan.settled.train.exact:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = False
+    path = layout.arithmetic_file(plan.job, device.place.type)
+    if not path.exists():
+        made = _decided(plan, at, device, gradients, report)
+        with suppress(FileExistsError):
+            durable.create(path, durable.to_json({"schema": SCHEMA, **asdict(made)}))
+    kept = Arithmetic(**known(Arithmetic.__dataclass_fields__, json.loads(path.read_bytes())))
+    here = replace(kept, threads=_threads(kept), capability=torch.backends.cpu.get_cpu_capability())
+    at.arithmetic = str(here)
+    at.model.compile_blocks(here.compiled)
+    otherwise = {str(kept)} | ({start.manifest.arithmetic} if start and start.manifest.job == plan.job else set())
+    before = next((each for each in sorted(filter(None, otherwise)) if each != str(here)), None)
+    report(ArithmeticSettled(step=at.step, words=str(here), before=before))
+    log(f"arithmetic: {here}")
+    if before is not None:
+        log(f"before it was {before}: from step {at.step} on, this job is not bit-equal to one that never stopped")
+    return replace(device, precision=here.precision)
+
+
+def _threads(kept: Arithmetic) -> int:
+    """Have torch compute with as many threads as before, or with what there is."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if kept.threads != torch.get_num_threads():
+        torch.set_num_threads(min(kept.threads, available))
+    return torch.get_num_threads()
+
+
+def _decided(
+    plan: Plan, at: TrainingState, device: Device, gradients: Gradients,
+    report: Callable[[Line], None],
+) -> Arithmetic:  # fmt: skip
+    """What the config says, and where it leaves it open, what is faster here."""
+    train = plan.settled.train
+    precision, compiled = device.precision, train.compile == "on"
+    is_open = train.compile == "auto" and not train.exact
+    if (is_open and _can_compile(device)) or (train.precision == "auto" and _computes_in_bfloat16(device)):
+        began = time.monotonic()
+        taken = _seconds(gradients, device)
+        left = (plan.settled.end_step - at.step) * taken
+        if left >= PROBED_FROM_S:
+            report(StageBegan(stage="probing"))
+            taken = _best(gradients, device)
+            if train.precision == "auto" and _computes_in_bfloat16(device):
+                halved = _best(gradients, replace(device, precision="bfloat16"))
+                log(f"probe: an update takes {taken:.3f} s in float32, {halved:.3f} s in bfloat16")
+                if halved < _GAINS * taken:
+                    precision, taken = "bfloat16", halved
+            if is_open and _can_compile(device):
+                compiled = _pays(at, replace(device, precision=precision), gradients, taken)
+            log(f"probe: {time.monotonic() - began:.0f} s in all")
+    return Arithmetic(
+        device=device.place.type,
+        threads=torch.get_num_threads(),
+        precision=precision,
+        compiled=compiled,
+        exact=train.exact,
+        capability=torch.backends.cpu.get_cpu_capability(),
+    )
+
+
+def _seconds(gradients: Gradients, device: Device) -> float:
+    began = time.monotonic()
+    loss, norm = gradients(device)
+    (loss + norm).item()
+    return time.monotonic() - began
+
+
+def _best(gradients: Gradients, device: Device) -> float:
+    return min(_seconds(gradients, device) for _ in range(_ROUNDS))
+
+
+def _pays(at: TrainingState, device: Device, gradients: Gradients, taken: float) -> bool:
+    """Whether compiled blocks are faster; compiling them took what it took, and later attempts find it in a cache."""
+    at.model.compile_blocks(True)
+    try:
+        compiling = _seconds(gradients, device)
+        compiled = _best(gradients, device)
+    except RuntimeError as error:  # of torch's compiler, or of the C++ compiler it calls
+        log(f"probe: compilation failed here: {next(iter(str(error).splitlines()), '')}")
+        compiled, compiling = math.inf, 0.0
+    finally:
+        at.model.compile_blocks(False)
+    log(f"probe: compiled in {compiling:.0f} s, an update takes {compiled:.3f} s instead of {taken:.3f} s")
+    return compiled < _GAINS * taken
+
+
+def _can_compile(device: Device) -> bool:
+    """Whether torch's compiler finds what it needs: a C++ compiler for CPUs, Triton for CUDA."""
+    if device.place.type == "cpu":
+        return any(shutil.which(each) for each in ("g++", "clang++", "c++"))
+    return device.place.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def _computes_in_bfloat16(device: Device) -> bool:
+    """Whether a CPU has instructions for products of bfloat16; whether they gain is for the probe to say."""
+    has_products = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.place.type == "cpu" and bool(has_products)
