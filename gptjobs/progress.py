@@ -70,6 +70,16 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alert:
+    """Someone should look, though training goes on: `name` says at what (checkpoint_failed)."""
+
+    kind: ClassVar[str] = "alert"
+    name: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """The trainer's last line, the truth about its outcome. `exit_code` is that of the error, if one; `cause` is
     a job.Cause where it failed."""
@@ -83,9 +93,9 @@ class Finished:
     cause: str | None = None
 
 
-Line = StageBegan | Progress | CheckpointWritten | MicroBatch | Finished
+Line = StageBegan | Progress | CheckpointWritten | MicroBatch | Alert | Finished
 KINDS: dict[str, type[Line]] = {
-    each.kind: each for each in (StageBegan, Progress, CheckpointWritten, MicroBatch, Finished)
+    each.kind: each for each in (StageBegan, Progress, CheckpointWritten, MicroBatch, Alert, Finished)
 }
 _TYPES = {each: get_type_hints(each) for each in KINDS.values()}
 

@@ -145,6 +145,8 @@ def _event(event: dict[str, Any]) -> Text | None:
             words = f"checkpoint of step {event['step']:,}{loss}"
         case "micro_batch":
             words = f"out of memory: from {event['before']} windows at once to {event['windows']}"
+        case "alert":
+            words = f"alert: {event['reason']}"
         case "quarantined":
             words = f"checkpoint of step {event['step']:,} quarantined, {event['reason']}"
         case "ended":

@@ -19,7 +19,7 @@ from gptjobs.data import tokens
 from gptjobs.data.tokens import TokensManifest
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.progress import CheckpointWritten, Finished, Line, MicroBatch, Progress, StageBegan
+from gptjobs.progress import Alert, CheckpointWritten, Finished, Line, MicroBatch, Progress, StageBegan
 
 FROZEN = Path(__file__).parents[1] / "formats" / "v1"
 JOB, PARENT = "3f9a01c2d4e5", "checkpoints/77aa0304b5c6/checkpoint_gpt2_text_step000200_11222025_120001.pt"
@@ -179,6 +179,10 @@ LINES: list[Line] = [
         val_loss=6.65,
     ),
     MicroBatch(step=2010, device="cuda", before=32, windows=16, reason="CUDA out of memory. Tried to allocate 3 GiB."),
+    Alert(
+        name="checkpoint_failed", step=2010,
+        reason="the checkpoint of step 2010 could not be written: No space left on device",
+    ),
     Finished(
         outcome="failed",
         step=2010,
