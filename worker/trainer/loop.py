@@ -18,6 +18,7 @@ from worker.trainer import optim, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
 from worker.trainer.memory import Fitting
+from worker.trainer.saving import Saver
 from worker.trainer.state import TrainingState
 
 REPORT_AT_LEAST_EVERY_S = 10.0
@@ -29,7 +30,15 @@ def train(
     layout: Layout, plan: Plan, attempt: Attempt, start: Checkpoint | None, device: Device,
     report: Report, stop: Stop,
 ) -> Finished:  # fmt: skip
-    """Train from `start` to the plan's end, and say how it ended."""
+    """Train from `start` to the plan's end, and say how it ended. No checkpoint is in flight after that."""
+    with Saver(layout, plan, attempt.token, report) as saver:
+        return _train(layout, plan, attempt, start, device, report, stop, saver)
+
+
+def _train(
+    layout: Layout, plan: Plan, attempt: Attempt, start: Checkpoint | None, device: Device,
+    report: Report, stop: Stop, saver: Saver,
+) -> Finished:  # fmt: skip
     settled, config = plan.settled, plan.settled.train
     report(StageBegan(stage="loading"))
     at = state.load(layout, plan, start, device)
@@ -39,17 +48,15 @@ def train(
 
     def save() -> None:
         with meter.pause("saving"):
-            written = state.save(layout, plan, attempt.token, at)
-        report(written)
-        log(f"checkpoint {written.name}")
+            saver.begin(at)
 
     def evaluate() -> None:
         with meter.pause("evaluating"):
             fitting.compute(lambda windows: _evaluate(at, data, settled, device, stop, windows))
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
-        if outcome != "diverged" and at.written_step != at.step:
-            save()
+        with meter.pause("saving"):
+            saver.finish(at, saves=outcome != "diverged")
         return Finished(outcome=outcome, step=at.step, reason=reason, hint=hint)
 
     evaluate()
@@ -63,6 +70,7 @@ def train(
         meter.add(*fitting.compute(lambda windows: _gradients(at, data, config, device, windows)))
         if at.step == first_step:
             meter.line(rate, ends_interval=False)
+        saver.before_update()
         at.optimizer.step()
         at.advance(config)
 
