@@ -95,7 +95,7 @@ class Saver:
         """One thread copies, then writes. It is a new one each time, as one that gave way cannot take that back."""
         content, manifest = _content(self._plan, at), _manifest(self._plan, self._token, at)
         if self._kept.size == 0:
-            log(f"checkpoints: {sum(each.nbytes for each in _tensors(content)) / 1e9:.2g} GB are kept for snapshots")
+            log(f"checkpoints: {sum(each.nbytes for each in _tensors(content)) / 1e9:.3g} GB are kept for snapshots")
         place = next(at.model.parameters()).device
         updated = torch.cuda.current_stream(place).record_event() if place.type == "cuda" else None
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
