@@ -10,7 +10,7 @@ from gptjobs.config import HYPERPARAMETERS, Plan, option, switch
 from gptjobs.errors import GptjobsError, RedisUnreachable
 from gptjobs.job import ANY, DEFAULT_PRIORITY, Job, JobSpec, JobState, against_again
 from gptjobs.progress import duration
-from gptjobs.record import PastAttempt, fewer_windows
+from gptjobs.record import PastAttempt, fewer_windows, standing_alert
 from gptjobs.reference import BEST, LAST
 from gptjobs.store import Presence
 
@@ -120,6 +120,7 @@ def _in_work(job: Job, past: Past, queue: Queue, now: float) -> Explanation:
     elif shown["stage"]:
         because.append(f"It is {shown['stage']}; no step is made yet.")
     because += [f"{fewer}."] if (fewer := fewer_windows(newest, past.plan)) else []
+    because += [f"{alert}."] if (alert := standing_alert(newest, past.checkpoints)) else []
     if past.log:
         because.append(f"Its log is {past.log}.")
     if job.worker not in [each.name for each in queue.workers]:

@@ -43,6 +43,8 @@ class Progress:
     grad_norm: float | None
     tokens_per_s: float | None
     eta_s: float | None
+    mfu: float | None = None
+    """part of the device's products that training uses, where its peak is known"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,16 @@ class ArithmeticSettled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alert:
+    """Someone should look, though training goes on: `name` says at what (checkpoint_failed)."""
+
+    kind: ClassVar[str] = "alert"
+    name: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """The trainer's last line, the truth about its outcome. `exit_code` is that of the error, if one; `cause` is
     a job.Cause where it failed."""
@@ -94,9 +106,10 @@ class Finished:
     cause: str | None = None
 
 
-Line = StageBegan | Progress | CheckpointWritten | MicroBatch | ArithmeticSettled | Finished
+Line = StageBegan | Progress | CheckpointWritten | MicroBatch | Alert | ArithmeticSettled | Finished
 KINDS: dict[str, type[Line]] = {
-    each.kind: each for each in (StageBegan, Progress, CheckpointWritten, MicroBatch, ArithmeticSettled, Finished)
+    each.kind: each
+    for each in (StageBegan, Progress, CheckpointWritten, MicroBatch, Alert, ArithmeticSettled, Finished)
 }
 _TYPES = {each: get_type_hints(each) for each in KINDS.values()}
 
@@ -166,6 +179,7 @@ def in_words(line: Progress) -> str:
     parts.append(f"lr {line.learning_rate:.3g}")
     parts.append(f"grad norm {_number(line.grad_norm)}")
     parts.append("? tokens/s" if line.tokens_per_s is None else f"{line.tokens_per_s:,.0f} tokens/s")
+    parts += [] if line.mfu is None else [f"MFU {line.mfu:.0%}"]
     parts.append(f"{duration(line.eta_s)} left")
     return f"Step {line.step}: " + ", ".join(parts)
 

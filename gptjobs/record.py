@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gptjobs import checkpoint, durable, history
-from gptjobs.checkpoint import Attempt, latest_token
+from gptjobs.checkpoint import Attempt, Checkpoint, latest_token
 from gptjobs.config import Plan, halved
 from gptjobs.errors import Refused
 from gptjobs.job import SCHEMA, WAYS, Cause, Job, JobSpec, JobState, Outcome, new_job
@@ -101,6 +101,8 @@ class PastAttempt:
     """its newest"""
     micro_batch: int | None = None
     """windows on the device at once, where fewer than planned"""
+    alerts: Sequence[dict[str, Any]] = ()
+    """its lines of that kind, oldest first"""
 
 
 def read_attempts(layout: Layout, job: str) -> list[PastAttempt]:
@@ -112,6 +114,7 @@ def _read_attempt(layout: Layout, job: str, attempt: Attempt) -> PastAttempt:
     ended: Outcome | None = None
     progress: dict[str, Any] = {}
     micro_batch = attempt.micro_batch
+    alerts = []
     for line in history.attempt_lines(layout, job, attempt.token)[0]:
         if line["kind"] == "ended":
             ended = Outcome.from_dict(line)
@@ -119,7 +122,9 @@ def _read_attempt(layout: Layout, job: str, attempt: Attempt) -> PastAttempt:
             progress |= {name: value for name, value in line.items() if value is not None}
         elif line["kind"] == "micro_batch":
             micro_batch = line["windows"]
-    return PastAttempt(attempt=attempt, ended=ended, progress=progress, micro_batch=micro_batch)
+        elif line["kind"] == "alert":
+            alerts.append(line)
+    return PastAttempt(attempt=attempt, ended=ended, progress=progress, micro_batch=micro_batch, alerts=alerts)
 
 
 def micro_batch(past: Sequence[PastAttempt], device: str, planned: int) -> int | None:
@@ -143,6 +148,16 @@ def fewer_windows(newest: PastAttempt | None, plan: Plan | None) -> str | None:
         return None
     planned = plan.settled.train.windows_at_once
     return f"{newest.micro_batch} of {planned} windows are on the device at once: more ran out of memory"
+
+
+def standing_alert(newest: PastAttempt | None, checkpoints: Sequence[Checkpoint]) -> str | None:
+    """In words, an attempt's newest alert; None where it was of a checkpoint and a later one was written since."""
+    if newest is None or not newest.alerts:
+        return None
+    alert = newest.alerts[-1]
+    if alert["name"] == "checkpoint_failed" and checkpoints and checkpoints[-1].manifest.step > alert["step"]:
+        return None
+    return f"Alert at step {alert['step']}: {alert['reason']}"
 
 
 def read_job(layout: Layout, job: str) -> Job:

@@ -147,6 +147,8 @@ def _event(event: dict[str, Any]) -> Text | None:
             words = f"out of memory: from {event['before']} windows at once to {event['windows']}"
         case "arithmetic" if event["before"]:
             words = f"not bit-equal from step {event['step']:,} on: {event['words']}, before {event['before']}"
+        case "alert":
+            words = f"alert: {event['reason']}"
         case "quarantined":
             words = f"checkpoint of step {event['step']:,} quarantined, {event['reason']}"
         case "ended":

@@ -24,7 +24,8 @@ def show(place: Place, job: str, as_json: bool) -> None:
     parent = checkpoint.read(place.layout, plan.parent) if plan and plan.parent else None
     made = contract.contract(plan, parent) if plan and parent else None
     checkpoints = checkpoint.counting(place.layout, found.spec.id)
-    newest = next(reversed(record.read_attempts(place.layout, found.spec.id)), None)
+    attempts = record.read_attempts(place.layout, found.spec.id)
+    newest = attempts[-1] if attempts else None
     if as_json:
         output.as_json(
             {
@@ -34,7 +35,7 @@ def show(place: Place, job: str, as_json: bool) -> None:
                 "contract": made.to_dict() if made else None,
                 "checkpoints": [each.to_dict() for each in checkpoints],
                 "micro_batch": newest.micro_batch if newest else None,
-                "alerts": [],
+                "alerts": [alert for each in attempts for alert in each.alerts],
                 "parent": found.spec.parent,
             }
         )
@@ -42,6 +43,8 @@ def show(place: Place, job: str, as_json: bool) -> None:
     _show_facts(place, found)
     if fewer := record.fewer_windows(newest, plan):
         output.result(f"  {fewer}")
+    if alert := record.standing_alert(newest, checkpoints):
+        output.result(f"  {alert}")
     if made:
         output.result("\n" + contract.in_words(made))
     if plan:

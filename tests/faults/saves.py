@@ -1,4 +1,5 @@
-"""`python -m tests.faults.saves FOLDER`: a trainer that is killed before each operation of a checkpoint's writing.
+"""`python -m tests.faults.saves FOLDER`: a trainer that is killed before each operation of a checkpoint's writing, in
+the background, while it waits to train on.
 
 In FOLDER/root lies a job with a checkpoint of its first step. For each operation on a file that saving the second one
 takes, a child with a copy of that root, FOLDER/<number>, is killed right before it; the last child lives through all.
@@ -19,9 +20,10 @@ import torch
 
 from gptjobs.config import Plan
 from gptjobs.layout import Layout
-from worker.trainer import optim, state
+from worker.trainer import optim
 from worker.trainer.device import open_device
 from worker.trainer.model import GPT
+from worker.trainer.saving import Saver, _Hashed
 from worker.trainer.state import TrainingState
 
 JOB, TOKEN = "3f9a00000001", 1
@@ -36,7 +38,7 @@ class Operations:
         self._root, self._fatal, self._report, self._count = str(root), fatal, report, 0
         sys.addaudithook(self._audit)
         os.fsync = self._counted("fsync", os.fsync)
-        state._Hashed.write = self._counted("write", state._Hashed.write, every=WRITES)
+        _Hashed.write = self._counted("write", _Hashed.write, every=WRITES)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         changes = event in ("os.mkdir", "os.link", "os.rename", "os.remove") or event == "open"
@@ -68,7 +70,9 @@ def saved(root: Path, at: TrainingState) -> None:
     sum(each.sum() for each in at.model.parameters()).backward()
     at.optimizer.step()
     at.step += 1
-    state.save(layout, plan, TOKEN, at)
+    with Saver(layout, plan, TOKEN, lambda line: None) as saver:
+        saver.begin(at)
+        saver.before_update()
 
 
 def main() -> int:

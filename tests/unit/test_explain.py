@@ -1,5 +1,6 @@
 """Why a job is in its state: one clear answer for each situation, with what to type."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -43,11 +44,13 @@ def worker(name: str = "w@host", device: str = "cpu", busy: tuple[str, ...] = ()
     )  # fmt: skip
 
 
-def attempt(token: int, *, first: int, last: int, ended: Outcome | None = None) -> PastAttempt:
+def attempt(
+    token: int, *, first: int, last: int, ended: Outcome | None = None, alerts: Sequence[dict[str, Any]] = ()
+) -> PastAttempt:
     began = Attempt(
         token=token, start=None, start_step=first, start_token=None, worker="w@host", device="cpu", began_at=NOON
     )
-    return PastAttempt(attempt=began, ended=ended, progress={"step": last})
+    return PastAttempt(attempt=began, ended=ended, progress={"step": last}, alerts=alerts)
 
 
 def saved(step: int, val_loss: float | None = 2.5) -> Checkpoint:
@@ -146,6 +149,16 @@ def test_a_job_that_runs_says_since_when_how_far_and_where_its_log_is():
     assert "It is training: step 300 of 1000, 2m05s left." in text
     assert "/root/logs/it.log" in text
     assert made.next == ("gptjobs logs -f 3f9a", "gptjobs cancel 3f9a")
+
+
+@pytest.mark.parametrize(("last_saved", "stands"), [(None, True), (200, True), (250, False)])
+def test_an_alert_of_a_checkpoint_is_said_until_a_later_one_is_written(last_saved: int | None, stands: bool):
+    runs = job(JobState.RUNNING, attempt=1, worker="w@host", used_device="cpu", progress=RUNNING)
+    alerts = [{"name": "checkpoint_failed", "step": 200, "reason": "no space"}]
+    checkpoints = [saved(last_saved)] if last_saved else []
+    past = Past(attempts=[attempt(2, first=0, last=300, alerts=alerts)], checkpoints=checkpoints)
+    text, _ = told(runs, past, Queue(workers=[worker()]))
+    assert ("Alert at step 200: no space." in text) is stands
 
 
 @pytest.mark.parametrize(

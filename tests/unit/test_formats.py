@@ -19,7 +19,16 @@ from gptjobs.data import tokens
 from gptjobs.data.tokens import TokensManifest
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.progress import CheckpointWritten, Finished, Line, MicroBatch, Progress, StageBegan
+from gptjobs.progress import (
+    Alert,
+    ArithmeticSettled,
+    CheckpointWritten,
+    Finished,
+    Line,
+    MicroBatch,
+    Progress,
+    StageBegan,
+)
 
 FROZEN = Path(__file__).parents[1] / "formats" / "v1"
 JOB, PARENT = "3f9a01c2d4e5", "checkpoints/77aa0304b5c6/checkpoint_gpt2_text_step000200_11222025_120001.pt"
@@ -184,6 +193,14 @@ LINES: list[Line] = [
         val_loss=6.65,
     ),
     MicroBatch(step=2010, device="cuda", before=32, windows=16, reason="CUDA out of memory. Tried to allocate 3 GiB."),
+    Alert(
+        name="checkpoint_failed", step=2010,
+        reason="the checkpoint of step 2010 could not be written: No space left on device",
+    ),
+    ArithmeticSettled(
+        step=2000, words="cpu, 1 thread (AVX2), float32, not compiled",
+        before="cpu, 2 threads (AVX2), float32, not compiled",
+    ),
     Finished(
         outcome="failed",
         step=2010,

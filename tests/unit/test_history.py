@@ -2,10 +2,11 @@
 
 import pytest
 
-from gptjobs import progress
+from gptjobs import progress, record
+from gptjobs.cli import screen
 from gptjobs.history import History
 from gptjobs.layout import Layout
-from gptjobs.progress import CheckpointWritten, Line
+from gptjobs.progress import Alert, CheckpointWritten, Line
 from tests.unit.conftest import NOON, begin, commit
 from tests.unit.test_outputs import step
 
@@ -77,6 +78,17 @@ def test_events_of_all_attempts_come_in_order(growing: Layout) -> None:
     begin(growing, "first", 2, start=first)
     kinds = [(each["kind"], each["token"]) for each in history.read().events]
     assert kinds == [("attempt", 1), ("checkpoint", 1), ("attempt", 2)]
+
+
+def test_an_alert_is_an_event_that_the_screen_and_the_attempt_tell(growing: Layout) -> None:
+    add(growing, 1, step(0, 1.0), Alert(name="checkpoint_failed", step=10, reason="no space"))
+    _, event = History(growing, "first").read().events
+    told = screen._event(event)
+    assert told is not None and told.plain.endswith("alert: no space")
+    (past,) = record.read_attempts(growing, "first")
+    assert [(each["name"], each["step"], each["reason"]) for each in past.alerts] == [
+        ("checkpoint_failed", 10, "no space")
+    ]
 
 
 def test_a_job_without_a_folder_has_no_history(layout: Layout) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptjobs.progress import (
+    Alert,
     CheckpointWritten,
     Finished,
     Line,
@@ -42,6 +43,7 @@ STEP_2000 = Progress(
         StageBegan(stage="training"),
         CheckpointWritten(name="a.pt", step=1, tokens=2, size=3, val_loss=None),
         MicroBatch(step=7, device="mps", before=5, windows=3, reason="MPS backend out of memory"),
+        Alert(name="checkpoint_failed", step=7, reason="No space left on device"),
         Finished(outcome="failed", step=None, reason="no space:\n\u2028 “disk”", hint="free some", exit_code=3),
     ],
     ids=lambda line: line.kind,

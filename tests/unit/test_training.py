@@ -4,7 +4,7 @@ import errno
 import hashlib
 import math
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from gptjobs.job import Cause
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Finished, Line, Progress
 from worker.child import Stop
-from worker.trainer import state
+from worker.trainer import saving, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import open_device
 from worker.trainer.loop import train
@@ -80,8 +80,11 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def attempted(layout: Layout, plan: Plan, stop_at: int | None = None, killed_at: int | None = None) -> Ended:
-    """The job's next attempt; with `stop_at` it is asked to stop before that step is over."""
+def attempted(
+    layout: Layout, plan: Plan, stop_at: int | None = None, killed_at: int | None = None,
+    heard: Callable[[Line], None] = lambda line: None,
+) -> Ended:  # fmt: skip
+    """The job's next attempt; with `stop_at` it is asked to stop before that step is over. `heard` has each line."""
     start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
     token = checkpoint.latest_token(layout, plan.job) + 1
     attempt = checkpoint.begin_attempt(layout, plan.job, token, start, worker="test", device="cpu")
@@ -89,6 +92,7 @@ def attempted(layout: Layout, plan: Plan, stop_at: int | None = None, killed_at:
 
     def report(line: Line) -> None:
         lines.append(line)
+        heard(line)
         if isinstance(line, Progress) and line.step + 1 == stop_at:
             stop.requested = True
         if isinstance(line, Progress) and line.step == killed_at:
@@ -404,15 +408,22 @@ def test_a_poisoned_checkpoint_is_refused(layout: Layout) -> None:
         state.load(layout, planned(layout, "child", made), made, CPU)
 
 
+def save(layout: Layout, plan: Plan, at: state.TrainingState) -> None:
+    """As at the end of an attempt."""
+    at.written_step = None
+    with saving.Saver(layout, plan, 1, lambda line: None) as saver:
+        saver.finish(at, saves=True)
+
+
 def test_a_second_checkpoint_in_the_same_second_overwrites_nothing(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = planned(layout, "job")
     at = state.load(layout, plan, None, CPU)
-    monkeypatch.setattr(state.time, "time", lambda: 1.75e9)
-    state.save(layout, plan, 1, at)
+    monkeypatch.setattr(saving.time, "time", lambda: 1.75e9)
+    save(layout, plan, at)
     before = files(layout.job_checkpoints("job"))
-    state.save(layout, plan, 1, at)
+    save(layout, plan, at)
     after = files(layout.job_checkpoints("job"))
     assert len(after) == 4
     assert before.items() <= after.items()
@@ -448,7 +459,7 @@ def test_a_checkpoint_that_the_storage_does_not_take_leaves_nothing(
     at = state.load(layout, plan, None, CPU)
     monkeypatch.setattr(durable, step, broken)
     with pytest.raises(StorageAway, match="step 0 could not be written: Input/output error"):
-        state.save(layout, plan, 1, at)
+        save(layout, plan, at)
     assert files(layout.job_checkpoints("job")) == {}
 
 
@@ -458,5 +469,5 @@ def test_no_checkpoint_is_written_to_a_root_that_is_not_the_one_trained_in(layou
     layout.root.rename(layout.root.with_name("elsewhere"))
     layout.make()
     with pytest.raises(StorageAway, match="another storage root"):
-        state.save(known, plan, 1, at)
+        save(known, plan, at)
     assert list(layout.checkpoints.iterdir()) == []

@@ -26,6 +26,7 @@ from gptjobs.layout import Layout
 from gptjobs.progress import ArithmeticSettled, Line, StageBegan
 from worker.child import log
 from worker.trainer.device import Device
+from worker.trainer.model import flops_per_token
 from worker.trainer.state import TrainingState
 
 Gradients = Callable[[Device], tuple[Tensor, Tensor]]
@@ -34,6 +35,9 @@ Gradients = Callable[[Device], tuple[Tensor, Tensor]]
 SCHEMA = 1
 PROBED_FROM_S = 600.0
 """of training left, from which a probe can pay: compilation takes up to a minute and gains up to a third"""
+_ROUGH_SPEED = {"cuda": 1e14, "mps": 2e12}
+_ROUGH_SPEED_OF_THREAD = 5e10
+"""operations a second, to tell a short job from a long one"""
 _ROUNDS = 3
 _GAINS = 0.97
 """of the seconds before: what a change must come to for it to count as a gain in a noisy probe"""
@@ -100,22 +104,19 @@ def _decided(
     """What the config says, and where it leaves it open, what is faster here."""
     train = plan.settled.train
     precision, compiled = device.precision, train.compile == "on"
-    is_open = train.compile == "auto" and not train.exact
-    if (is_open and _can_compile(device)) or (train.precision == "auto" and _computes_in_bfloat16(device)):
+    if not train.exact and _seconds_left(plan, at, device) >= PROBED_FROM_S:
+        report(StageBegan(stage="probing"))
         began = time.monotonic()
-        taken = _seconds(gradients, device)
-        left = (plan.settled.end_step - at.step) * taken
-        if left >= PROBED_FROM_S:
-            report(StageBegan(stage="probing"))
-            taken = _best(gradients, device)
-            if train.precision == "auto" and _computes_in_bfloat16(device):
-                halved = _best(gradients, replace(device, precision="bfloat16"))
-                log(f"probe: an update takes {taken:.3f} s in float32, {halved:.3f} s in bfloat16")
-                if halved < _GAINS * taken:
-                    precision, taken = "bfloat16", halved
-            if is_open and _can_compile(device):
-                compiled = _pays(at, replace(device, precision=precision), gradients, taken)
-            log(f"probe: {time.monotonic() - began:.0f} s in all")
+        _seconds(gradients, device)  # the first one also warms up
+        taken = _best(gradients, device)
+        if train.precision == "auto" and _computes_in_bfloat16(device):
+            halved = _best(gradients, replace(device, precision="bfloat16"))
+            log(f"probe: an update takes {taken:.3f} s in float32, {halved:.3f} s in bfloat16")
+            if halved < _GAINS * taken:
+                precision, taken = "bfloat16", halved
+        if train.compile == "auto" and _can_compile(device):
+            compiled = _pays(at, replace(device, precision=precision), gradients, taken)
+        log(f"probe: {time.monotonic() - began:.0f} s in all")
     return Arithmetic(
         device=device.place.type,
         threads=torch.get_num_threads(),
@@ -124,6 +125,14 @@ def _decided(
         exact=train.exact,
         capability=torch.backends.cpu.get_cpu_capability(),
     )
+
+
+def _seconds_left(plan: Plan, at: TrainingState, device: Device) -> float:
+    """Of training, roughly."""
+    settled = plan.settled
+    tokens = (settled.end_step - at.step) * settled.train.batch_size * settled.train.block_size
+    speed = _ROUGH_SPEED.get(device.place.type) or _ROUGH_SPEED_OF_THREAD * torch.get_num_threads()
+    return tokens * flops_per_token(settled.model, settled.train.block_size) / speed
 
 
 def _seconds(gradients: Gradients, device: Device) -> float:

@@ -10,12 +10,25 @@ import torch
 
 from gptjobs.errors import Refused
 
+_PEAKS = {
+    "B200": 2.25e15, "H200": 9.89e14, "H100 PCIe": 7.56e14, "H100": 9.89e14, "A100": 3.12e14, "L40S": 3.62e14,
+    "L4": 1.21e14, "A10": 1.25e14, "RTX 4090": 1.65e14, "RTX 3090": 7.1e13,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Device:
     place: torch.device
     precision: str
     """float32 or bfloat16"""
+
+    @property
+    def peak(self) -> float | None:
+        """Operations a second of products in bfloat16, by NVIDIA's data sheets; None where it is not known."""
+        if self.place.type != "cuda" or self.precision != "bfloat16":
+            return None
+        name = torch.cuda.get_device_name(self.place)
+        return next((peak for part, peak in _PEAKS.items() if part in name), None)
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.precision == "bfloat16":

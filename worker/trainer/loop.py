@@ -18,6 +18,8 @@ from worker.trainer import arithmetic, optim, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
 from worker.trainer.memory import Fitting
+from worker.trainer.model import flops_per_token
+from worker.trainer.saving import Saver
 from worker.trainer.state import TrainingState
 
 REPORT_AT_LEAST_EVERY_S = 10.0
@@ -29,32 +31,38 @@ def train(
     layout: Layout, plan: Plan, attempt: Attempt, start: Checkpoint | None, device: Device,
     report: Report, stop: Stop,
 ) -> Finished:  # fmt: skip
-    """Train from `start` to the plan's end, and say how it ended."""
+    """Train from `start` to the plan's end, and say how it ended. No checkpoint is in flight after that."""
+    with Saver(layout, plan, attempt.token, report) as saver:
+        return _train(layout, plan, attempt, start, device, report, stop, saver)
+
+
+def _train(
+    layout: Layout, plan: Plan, attempt: Attempt, start: Checkpoint | None, device: Device,
+    report: Report, stop: Stop, saver: Saver,
+) -> Finished:  # fmt: skip
     settled, config = plan.settled, plan.settled.train
     report(StageBegan(stage="loading"))
     at = state.load(layout, plan, start, device)
     data = Batches(layout.token_file(plan.data_name, plan.data_digest, config.encoding), config.block_size, config.seed)
-    meter = Meter(plan, at, device, report)
     fitting = Fitting(attempt.micro_batch or config.windows_at_once, at, device, report)
 
     def gradients(device: Device) -> tuple[Tensor, Tensor]:
         return fitting.compute(lambda windows: _gradients(at, data, config, device, windows))
 
     device = arithmetic.settle(layout, plan, start, at, device, gradients, report)
+    meter = Meter(plan, at, device, report)
 
     def save() -> None:
         with meter.pause("saving"):
-            written = state.save(layout, plan, attempt.token, at)
-        report(written)
-        log(f"checkpoint {written.name}")
+            saver.begin(at)
 
     def evaluate() -> None:
         with meter.pause("evaluating"):
             fitting.compute(lambda windows: _evaluate(at, data, settled, device, stop, windows))
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
-        if outcome != "diverged" and at.written_step != at.step:
-            save()
+        with meter.pause("saving"):
+            saver.finish(at, saves=outcome != "diverged")
         return Finished(outcome=outcome, step=at.step, reason=reason, hint=hint)
 
     evaluate()
@@ -68,6 +76,7 @@ def train(
         meter.add(*gradients(device))
         if at.step == first_step:
             meter.line(rate, ends_interval=False)
+        saver.before_update()
         at.optimizer.step()
         at.advance(config)
 
@@ -168,6 +177,8 @@ class Meter:
             at,
             report,
         )
+        self._flops = flops_per_token(plan.settled.model, plan.settled.train.block_size)
+        self._peak = device.peak
         self._zero = torch.zeros((), device=device.place)
         self._norm = self._zero
         self.restart()
@@ -219,6 +230,7 @@ class Meter:
             grad_norm=self._norm.item(),
             tokens_per_s=speed,
             eta_s=left,
+            mfu=None if self._peak is None else speed * self._flops / self._peak,
         )
         self._report(line)
         log(in_words(line))

@@ -21,6 +21,12 @@ SITES_OF_BLOCK = 3
 """where dropout acts: probabilities, attention's output, the feed-forward's; and once on what enters the first block"""
 
 
+def flops_per_token(config: ModelConfig, context: int) -> float:
+    """Operations of a token's forward and backward passes (appendix B of PaLM, Chowdhery et al. 2022)."""
+    weights = config.n_layer * 12 * config.n_embd**2 + config.vocab_size * config.n_embd
+    return 6 * weights + 12 * config.n_layer * config.n_embd * context
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,0 +1,319 @@
+"""Checkpoints that do not stop training: copied while the next gradients are computed, then written beside it.
+
+Weights and moments change in the optimizer's step alone. So a thread copies them, and right before the next step the
+loop waits for that copy, nothing else. The thread then writes the file, hashes it on the way and commits it, with what
+training leaves of the processors.
+"""
+
+import hashlib
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import gptjobs
+from gptjobs import durable, storage
+from gptjobs.checkpoint import Cursor, Losses, Manifest, manifest_path
+from gptjobs.config import Plan
+from gptjobs.errors import GptjobsError
+from gptjobs.foreign import HEAD
+from gptjobs.layout import Layout, checkpoint_name
+from gptjobs.progress import Alert, CheckpointWritten, Line
+from worker.child import log
+from worker.trainer import optim
+from worker.trainer.state import TrainingState
+
+_LEAST_PRIORITY = 19
+"""as `nice` counts: behind all else that wants a processor"""
+_CHUNK_BYTES = 1 << 22
+"""written, and hashed while the processor's cache has them"""
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    """A checkpoint that is being copied, then written."""
+
+    at: TrainingState
+    step: int
+    copying: "Future[torch.cuda.Event | None]"
+    writing: Future[CheckpointWritten]
+
+
+class Saver:
+    """Writes an attempt's checkpoints, one at a time. Left with one in flight, it waits for it."""
+
+    def __init__(self, layout: Layout, plan: Plan, token: int, report: Callable[[Line], None]) -> None:
+        self._layout, self._plan, self._token, self._report = layout, plan, token, report
+        self._kept = _Kept()
+        self._in_flight: _InFlight | None = None
+        self._is_last_chance = False
+        """whether the next one that cannot be written ends the attempt"""
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(GptjobsError):  # training has ended in an error of its own
+            self._settle()
+
+    def begin(self, at: TrainingState) -> None:
+        """Begin to save the state. Raises where the one before could not be written, nor the one before that."""
+        self._settle()
+        self._start(at, in_background=True)
+
+    def before_update(self) -> None:
+        """Wait, right before the weights change, until they are copied; tell of what was committed meanwhile."""
+        if self._in_flight is None:
+            return
+        copied = self._in_flight.copying.result()
+        if copied is not None:
+            copied.wait()
+        if self._in_flight.writing.done():
+            self._settle()
+
+    def finish(self, at: TrainingState, *, saves: bool) -> None:
+        """Wait until nothing is in flight, and with `saves` until the state as it is now is committed. Raises NoSpace
+        or StorageAway where it cannot be."""
+        self._settle()
+        if saves and at.written_step != at.step:
+            self._is_last_chance = True
+            self._start(at, in_background=False)
+            self._settle()
+
+    def _start(self, at: TrainingState, *, in_background: bool) -> None:
+        """One thread copies, then writes. It is a new one each time, as one that gave way cannot take that back."""
+        content, manifest = _content(self._plan, at), _manifest(self._plan, self._token, at)
+        if self._kept.size == 0:
+            log(f"checkpoints: {sum(each.nbytes for each in _tensors(content)) / 1e9:.3g} GB are kept for snapshots")
+        place = next(at.model.parameters()).device
+        updated = torch.cuda.current_stream(place).record_event() if place.type == "cuda" else None
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        copying = thread.submit(self._kept.copy, _tensors(content), updated)
+        writing = thread.submit(self._write, content, manifest, copying, in_background)
+        thread.shutdown(wait=False)
+        self._in_flight = _InFlight(at, at.step, copying, writing)
+        if place.type == "mps":  # Metal is given work by one thread at a time
+            copying.result()
+
+    def _write(
+        self, content: dict[str, Any], manifest: Manifest, copying: "Future[torch.cuda.Event | None]",
+        in_background: bool,
+    ) -> CheckpointWritten:  # fmt: skip
+        """Commit the copy: the file, then its manifest, each durable before it has its name. Raises NoSpace or
+        StorageAway where the storage does not take it; what was there before stays as it is."""
+        copied = copying.result()
+        if copied is not None:
+            copied.synchronize()
+        folder = self._layout.job_checkpoints(self._plan.job)
+        try:
+            storage.check(self._layout)
+            durable.make_folder(folder)
+            path, size, sha256 = _write_tensors(folder, manifest, self._kept.in_place_of(content), in_background)
+            _write_manifest(path, replace(manifest, size=size, sha256=sha256, written_at=time.time()))
+        except OSError as error:
+            what = f"the checkpoint of step {manifest.step} could not be written"
+            hint = f"free space in {folder}; it goes on from {manifest.parent or 'the start'}"
+            raise storage.told(error, what, hint) from error
+        return CheckpointWritten(
+            name=path.name, step=manifest.step, tokens=manifest.tokens, size=size, val_loss=manifest.losses.val_loss
+        )
+
+    def _settle(self) -> None:
+        """Wait for the one in flight, and tell what became of it. Raises where two in a row could not be written."""
+        if self._in_flight is None:
+            return
+        ended, self._in_flight = self._in_flight, None
+        try:
+            written = ended.writing.result()
+        except GptjobsError as error:
+            if self._is_last_chance:
+                raise
+            self._is_last_chance = True
+            self._report(Alert(name="checkpoint_failed", step=ended.step, reason=error.message))
+            log(f"alert: {error.message}; tried again at the next interval")
+            return
+        self._is_last_chance = False
+        ended.at.newest = self._layout.name_of_checkpoint(self._plan.job, written.name)
+        ended.at.written_step = written.step
+        self._report(written)
+        log(f"checkpoint {written.name}")
+
+
+class _Kept:
+    """Memory of this host for one copy of the state, taken at the first and kept for the next."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(each.nbytes for each in self._tensors)
+
+    def copy(self, live: list[Tensor], updated: "torch.cuda.Event | None") -> "torch.cuda.Event | None":
+        """Copy the tensors. CUDA does it by itself, after the event `updated`; the event that is returned is then."""
+        if len(self._tensors) != len(live):
+            self._tensors = [torch.empty_like(each, device="cpu", pin_memory=each.is_cuda) for each in live]
+        if updated is None:
+            for kept, each in zip(self._tensors, live, strict=True):
+                _copy(kept, each)
+            return None
+        beside = torch.cuda.Stream(live[0].device)  # type: ignore[no-untyped-call]  # torch has no types for it
+        beside.wait_event(updated)
+        with torch.cuda.stream(beside):
+            for kept, each in zip(self._tensors, live, strict=True):
+                kept.copy_(each, non_blocking=True)
+        copied: torch.cuda.Event = beside.record_event()
+        return copied
+
+    def in_place_of(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The content with the copies as its tensors."""
+        copies = iter(self._tensors)
+        model = {name: next(copies) for name in content["model"]}
+        moments = {name: {each: next(copies) for each in own} for name, own in content["optimizer"].items()}
+        return {**content, "model": model, "optimizer": moments}
+
+
+def _copy(kept: Tensor, live: Tensor) -> None:
+    """On a CPU by this thread alone, without Python's lock: torch's own copy would start a second team of threads."""
+    if live.device.type == "cpu":
+        np.copyto(_bytes(kept), _bytes(live))
+    else:
+        kept.copy_(live)
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.flatten().view(torch.uint8).numpy()
+
+
+def _tensors(content: dict[str, Any]) -> list[Tensor]:
+    moments = (each for own in content["optimizer"].values() for each in own.values())
+    return [*content["model"].values(), *moments]
+
+
+def _content(plan: Plan, at: TrainingState) -> dict[str, Any]:
+    """What the file holds, with the tensors that are trained."""
+    is_tied = plan.settled.model.tied
+    return {
+        "model": {name: each for name, each in at.model.state_dict().items() if name != HEAD or not is_tied},
+        "optimizer": optim.moments(at.model, at.optimizer),
+        "patience": asdict(at.patience),
+        "step": at.step,
+        "train_loss": at.losses.train_loss,
+        "val_loss": at.losses.val_loss,
+        "config": plan.settled.to_dict(),
+    }
+
+
+def _manifest(plan: Plan, token: int, at: TrainingState) -> Manifest:
+    """All that is known before the file is there."""
+    return Manifest(
+        job=plan.job,
+        token=token,
+        step=at.step,
+        tokens=at.tokens,
+        losses=at.losses if at.is_evaluated else Losses(train_loss=at.losses.train_loss),
+        cursor=Cursor(block_size=plan.settled.train.block_size, windows=at.windows),
+        settled=plan.settled,
+        data_name=plan.data_name,
+        data_digest=plan.data_digest,
+        parent=at.newest,
+        size=0,
+        sha256="",
+        arithmetic=at.arithmetic,
+        versions={
+            "gptjobs": gptjobs.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _write_tensors(
+    folder: Path, manifest: Manifest, content: dict[str, Any], in_background: bool
+) -> tuple[Path, int, str]:
+    """Write the `.pt` under a name that no file has; the timestamp moves on where one has it."""
+    beside = durable.temporary(folder / "checkpoint.pt")
+    try:
+        with beside.open("xb", buffering=0) as file:
+            hashed = _Hashed(file, in_background)
+            try:
+                torch.save(content, hashed)  # type: ignore[arg-type]  # only write is called
+            except RuntimeError:
+                if hashed.error is not None:  # torch closes its zip all the same, and says only that it could not
+                    raise hashed.error from None
+                raise
+            os.fsync(file.fileno())
+        now = time.time()
+        while True:
+            path = folder / checkpoint_name(manifest.data_name, manifest.step, now)
+            now += 1.0
+            if manifest_path(path).exists():
+                continue
+            with suppress(FileExistsError):
+                durable.place(beside, path)
+                return path, hashed.size, hashed.sha256.hexdigest()
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    """Commit the file; one that cannot be committed only takes space."""
+    try:
+        durable.create(manifest_path(path), durable.to_json(manifest.to_dict()))
+    except OSError:
+        with suppress(OSError):
+            if not manifest_path(path).exists():
+                path.unlink()
+        raise
+
+
+class _Hashed:
+    """Hashes what is written on its way to the file, so that nothing is read again."""
+
+    def __init__(self, file: Any, in_background: bool) -> None:
+        self._file, self._in_background = file, in_background
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+        self.error: OSError | None = None
+        """of the first write that failed"""
+
+    def write(self, data: Any) -> int:
+        if self._in_background and self.size == 0:
+            _give_way()
+        view = memoryview(data).cast("B")
+        for first in range(0, len(view), _CHUNK_BYTES):
+            self._write_chunk(view[first : first + _CHUNK_BYTES])
+        return len(view)
+
+    def _write_chunk(self, chunk: memoryview) -> None:
+        written = 0
+        try:
+            while written < len(chunk):
+                written += self._file.write(chunk[written:])
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self.sha256.update(chunk)
+        self.size += len(chunk)
+
+    def flush(self) -> None:
+        pass
+
+
+def _give_way() -> None:
+    """Let this thread take what training leaves of the processors; only Linux has priorities for threads. Not before
+    the pickle is made: a thread that waits for a processor must not hold Python's lock meanwhile."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
