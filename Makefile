@@ -1,9 +1,9 @@
-# make setup | demo | test | faults | bench, on a machine with Python >= 3.11 and make
+# make setup | demo | test | test-slow | faults | bench, on a machine with Python >= 3.11 and make
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test unit faults bench lint clean
+.PHONY: setup demo test test-slow unit faults bench lint clean
 
 setup: .venv/ready
 
@@ -20,7 +20,10 @@ demo: setup
 	$(BIN)/gptjobs demo
 
 test: setup lint
-	$(BIN)/pytest -q -rs -m "not long" -n 2 --dist loadfile
+	$(BIN)/pytest -q -rs -m "not long and not slow" -n 2 --dist loadfile
+
+test-slow: setup
+	$(BIN)/pytest -q -rs -m slow
 
 unit: setup
 	$(BIN)/pytest -q tests/unit

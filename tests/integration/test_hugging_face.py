@@ -109,3 +109,11 @@ def test_a_config_object_of_transformers_tells_its_facts(layout: Layout, tmp_pat
     path = other.save_as_common(tmp_path / "a.pt", model.state_dict(), config=model.config)
     manifest = assert_same_logits(layout, path, model)
     assert manifest.settled.model.activation == "gelu"
+
+
+def test_the_loss_of_a_batch_is_that_of_hugging_faces_own(layout: Layout, tmp_path: Path) -> None:
+    model, tokens = made(), other.some_tokens()
+    _, at = imported(layout, as_safetensors(model, tmp_path / "model"))
+    with torch.no_grad():
+        expected = model(tokens, labels=tokens).loss.item()
+        assert at.model.loss(tokens[:, :-1], tokens[:, 1:]).item() == pytest.approx(expected, abs=1e-5)

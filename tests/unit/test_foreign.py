@@ -331,7 +331,9 @@ for group in optimizer.param_groups:
     group["eps"] = {other.EPSILON}
 other.train(Logits(), optimizer, 3)
 other.save_as_nanogpt(Path("ckpt.pt"), model, optimizer)
-torch.save(Logits()(other.some_tokens()).detach(), "logits.pt")
+tokens = other.some_tokens()
+torch.save(Logits()(tokens).detach(), "logits.pt")
+torch.save(model(tokens[:, :-1], tokens[:, 1:].contiguous())[1].item(), "loss.pt")
 other.train(Logits(), optimizer, 1, first=50)
 torch.save(model.state_dict(), "after.pt")
 """
@@ -341,6 +343,10 @@ torch.save(model.state_dict(), "after.pt")
     torch.testing.assert_close(
         logits(at.model, other.some_tokens()), torch.load(tmp_path / "logits.pt"), rtol=0, atol=1e-4
     )
+    tokens = other.some_tokens()
+    loss = at.model.loss(tokens[:, :-1], tokens[:, 1:]).item()
+    assert loss == pytest.approx(torch.load(tmp_path / "loss.pt"), abs=1e-5)
+    at.optimizer.zero_grad()  # the loss has given the table a gradient
     other.train(at.model, at.optimizer, 1, first=50)
     after = torch.load(tmp_path / "after.pt")
     for name, own in at.model.named_parameters():

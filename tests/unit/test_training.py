@@ -98,7 +98,8 @@ def attempted(
         if isinstance(line, Progress) and line.step == killed_at:
             raise Killed
 
-    finished = train(layout, plan, attempt, start, CPU, report, stop)
+    device = open_device("cpu", plan.settled.train.precision)
+    finished = train(layout, plan, attempt, start, device, report, stop)
     counting = checkpoint.counting(layout, plan.job)
     return Ended(finished, lines, counting[-1] if counting else None)
 
