@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptjobs.config import PRESETS, ModelConfig
+from worker.trainer import model as model_module
 from worker.trainer import tables
 from worker.trainer.dropout import Dropout
 from worker.trainer.model import GPT
@@ -185,6 +186,14 @@ def test_blocks_that_are_computed_again_give_the_same_gradients(model: GPT, part
     model.recompute = True
     assert gradients(model, 3, part)[0] == kept[0]
     assert_same_bits(gradients(model, 3, part)[1], kept[1])
+
+
+def test_attention_written_out_is_torchs_own(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = gradients(model, 6)
+    monkeypatch.setattr(model_module, "_has_right_attention", lambda q: False)
+    loss, made = gradients(model, 6)
+    assert loss == pytest.approx(expected[0], rel=1e-6)
+    torch.testing.assert_close(made, expected[1], rtol=1e-4, atol=1e-6)
 
 
 def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

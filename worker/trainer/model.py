@@ -40,21 +40,27 @@ class Attention(nn.Module):
             each.view(batch, context, self.heads, width // self.heads).transpose(1, 2)
             for each in self.c_attn(x).split(width, dim=2)
         )
-        if dropout is None:
+        if dropout is None and _has_right_attention(q):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            y = _attention_with_dropout(q, k, v, dropout, site)
+            y = _attention_written_out(q, k, v, dropout, site)
         y = self.c_proj(y.transpose(1, 2).reshape(batch, context, width))
         return dropout.apply(y, site + 1) if dropout else cast(Tensor, y)
 
 
-def _attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, site: int) -> Tensor:
-    """Causal attention [batch, heads, context, size] that drops probabilities, as torch's own draws from a random
-    state."""
+def _has_right_attention(q: Tensor) -> bool:
+    """In half precision on Metal, torch's own let queries see later keys (pytorch issue 195910)."""
+    return q.device.type != "mps" or q.dtype is torch.float32
+
+
+def _attention_written_out(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout | None, site: int) -> Tensor:
+    """Causal attention [batch, heads, context, size]. It can drop probabilities as said, where torch's own draws from a
+    random state."""
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     probabilities = scores.masked_fill(later, -math.inf).softmax(-1, dtype=torch.float32)
-    return dropout.apply(probabilities, site).to(v.dtype) @ v
+    kept = dropout.apply(probabilities, site) if dropout else probabilities
+    return kept.to(v.dtype) @ v
 
 
 class FeedForward(nn.Module):

@@ -20,7 +20,8 @@ _WORTH_IT = 1 << 23
 def by_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a @ b.T + bias, of matrices [rows, k] and [columns, k] that may be transposed views."""
     if not (_HAS_ONEDNN and a.device.type == "cpu" and a.dtype is torch.float32 and a.numel() * len(b) >= _WORTH_IT):
-        return F.linear(a, b, bias)
+        # on Metal, torch 2.8 read transposed views wrongly in F.linear (pytorch issue 162730)
+        return a @ b.t() if bias is None else F.linear(a, b, bias)
     by_onednn = torch.ops.gptjobs.by_onednn if torch.compiler.is_compiling() else _by_onednn
     product: Tensor = by_onednn(a, b, bias)
     return product
