@@ -19,6 +19,8 @@ SCHEDULES = ("constant", "cosine", "linear")
 HELD_OUT_PART = 10
 """One in so many tokens, the data's tail, is held out for validation."""
 PRECISIONS = ("auto", "float32", "bfloat16")
+MOST_GPUS = 16
+"""of a host, for one job"""
 ACTIVATIONS = ("gelu_tanh", "gelu")
 KEEP, RESET, REWARM, RESTART = "keep", "reset", "rewarm", "restart"
 REWARM_STEPS = 100
@@ -125,13 +127,15 @@ class TrainConfig:
     data_cursor: str = _hyper(
         KEEP, "The place in the data: kept, or restart from the first window.", choices=(KEEP, RESTART)
     )
+    gpus: int = _hyper(1, "Devices of one host that train together, each a part of every batch.", low=1, high=MOST_GPUS)
     grow_positions: bool = _hyper(False, "Let a larger block than the position table add rows to it.")
     seed: int = _hyper(1337, "Of the first weights, the order of data and dropout.", low=0, high=2**31 - 1)
 
     @property
     def windows_at_once(self) -> int:
-        """That are asked for; fewer where memory runs out."""
-        return min(self.micro_batch or self.batch_size, self.batch_size)
+        """That are asked for on each device; fewer where memory runs out."""
+        part = -(-self.batch_size // self.gpus)
+        return min(self.micro_batch or part, part)
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of the update that makes step `step` + 1: the schedule's, less while a rewarm goes on."""
@@ -158,6 +162,8 @@ TRAIN_FIELDS = {each.name: each for each in fields(TrainConfig)}
 HYPERPARAMETERS = MODEL_FIELDS | TRAIN_FIELDS
 OF_RESUME = ("optimizer", "data_cursor")
 """How one resume begins: a job from scratch has no such choice, and a later resume does not inherit it."""
+_OF_ONE_JOB = ("grow_positions", "gpus", *OF_RESUME)
+"""No resume inherits them: said for one job, or of where it trains."""
 PRESET = "model"  # the one override that is no field: it stands for several of ModelConfig
 
 
@@ -277,7 +283,7 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
     else:
         for name, value in (asdict(parent.model) | asdict(parent.train)).items():
             put(name, value, "checkpoint" if parent.knows(name) else "default")
-        for name in ("grow_positions", *OF_RESUME):
+        for name in _OF_ONE_JOB:
             put(name, TRAIN_FIELDS[name].default, "default")
         _refuse_another_shape(parent, overrides)
         if parent.end_step > parent_step and parent.knows("steps"):
@@ -414,6 +420,11 @@ def _check_together(values: Mapping[str, Any]) -> None:
     width, heads = values["n_embd"], values["n_head"]
     if width % heads:
         raise UsageError(f"--n-embd {width} is no multiple of --n-head {heads}", hint="gptjobs submit train --help")
+    if values["batch_size"] < values["gpus"]:
+        raise UsageError(
+            f"--gpus {values['gpus']} share a batch of {values['batch_size']}: some would have no window of it",
+            hint=f"--batch-size {values['gpus']} or more, or fewer --gpus",
+        )
     low, high = values["min_learning_rate"], values["learning_rate"]
     if values["schedule"] != "constant" and low > high:
         raise UsageError(

@@ -26,17 +26,22 @@ def adamw(model: nn.Module, train: TrainConfig, device: Device) -> torch.optim.A
     )
 
 
+def gradients(optimizer: torch.optim.AdamW) -> list[Tensor]:
+    """Those that the next update takes."""
+    return [each.grad for group in optimizer.param_groups for each in group["params"]]
+
+
 def clip(optimizer: torch.optim.AdamW, largest_norm: float) -> Tensor:
     """Have the next update scale gradients down whose norm is above `largest_norm` (0: never). Returns the norm, still
     on the device. Where it is not finite, the fused update applies nothing."""
-    gradients = [each.grad for group in optimizer.param_groups for each in group["params"]]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    made = gradients(optimizer)
+    norm = torch.nn.utils.get_total_norm(made, foreach=True)
     scale = (norm / largest_norm).clamp_(min=1.0) if largest_norm else torch.ones_like(norm)
     if optimizer.defaults["fused"]:
         # as a gradient scaler says it: the update divides as it reads, where clipping takes a pass more
         optimizer.grad_scale, optimizer.found_inf = scale, (~norm.isfinite()).float()  # type: ignore[attr-defined]
     else:
-        torch._foreach_div_(gradients, scale)
+        torch._foreach_div_(made, scale)
     return norm
 
 
