@@ -128,6 +128,7 @@ class TrainConfig:
         KEEP, "The place in the data: kept, or restart from the first window.", choices=(KEEP, RESTART)
     )
     gpus: int = _hyper(1, "Devices of one host that train together, each a part of every batch.", low=1, high=MOST_GPUS)
+    shard: bool = _hyper(False, "Split weights and moments over --gpus, for a model that does not fit on each.")
     grow_positions: bool = _hyper(False, "Let a larger block than the position table add rows to it.")
     seed: int = _hyper(1337, "Of the first weights, the order of data and dropout.", low=0, high=2**31 - 1)
 
@@ -162,7 +163,7 @@ TRAIN_FIELDS = {each.name: each for each in fields(TrainConfig)}
 HYPERPARAMETERS = MODEL_FIELDS | TRAIN_FIELDS
 OF_RESUME = ("optimizer", "data_cursor")
 """How one resume begins: a job from scratch has no such choice, and a later resume does not inherit it."""
-_OF_ONE_JOB = ("grow_positions", "gpus", *OF_RESUME)
+_OF_ONE_JOB = ("grow_positions", "gpus", "shard", *OF_RESUME)
 """No resume inherits them: said for one job, or of where it trains."""
 PRESET = "model"  # the one override that is no field: it stands for several of ModelConfig
 
@@ -424,6 +425,12 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise UsageError(
             f"--gpus {values['gpus']} share a batch of {values['batch_size']}: some would have no window of it",
             hint=f"--batch-size {values['gpus']} or more, or fewer --gpus",
+        )
+    if values["shard"] and (values["gpus"] == 1 or values["batch_size"] % values["gpus"]):
+        raise UsageError(
+            f"--shard splits a model over several --gpus, of which each takes as much of a batch; here are "
+            f"{values['gpus']} and a batch of {values['batch_size']}",
+            hint="--gpus 2 or more, and a --batch-size that is a multiple, or leave --shard out",
         )
     low, high = values["min_learning_rate"], values["learning_rate"]
     if values["schedule"] != "constant" and low > high:

@@ -176,7 +176,7 @@ def _none_fits(job: Job, queue: Queue, because: list[str]) -> Explanation:
     because.append(
         f"It asks for {job.spec.wants}, and no worker offers that. There {_are(len(queue.workers))} {offered}."
     )
-    on_one = {name: given for name, given in job.spec.overrides.items() if name != "gpus"}
+    on_one = {name: given for name, given in job.spec.overrides.items() if name not in ("gpus", "shard")}
     anywhere = submit_command(replace(job.spec, device=ANY, overrides=on_one))
     return Explanation(
         because=tuple(because), next=(job.spec.worker_command, f"gptjobs cancel {job.spec.id} && {anywhere}")

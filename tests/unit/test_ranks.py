@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Finished, Line, MicroBatch, Progress
 from tests.conftest import eventually
 from tests.unit.conftest import typed
-from tests.unit.test_training import Ended, attempted, planned
+from tests.unit.test_training import Ended, attempted, planned, tensors
 from worker.supervisor import cause_of
 from worker.trainer.device import of_rank
 from worker.trainer.ranks import Ranks
@@ -133,6 +134,13 @@ def test_a_batch_that_does_not_reach_for_all_devices_is_refused() -> None:
         settle(typed(data="a.md", gpus=3, batch_size=2))
 
 
+def test_where_a_job_trained_is_not_inherited() -> None:
+    parent = settle(typed(data="a.md", gpus=4, shard=True, steps=10))
+    child = settle(typed(gpus=2), parent=parent, parent_step=5)
+    assert (child.train.gpus, child.train.shard, child.origins["shard"]) == (2, False, "default")
+    assert settle({}, parent=parent, parent_step=5).train.gpus == 1
+
+
 def test_a_rank_has_its_own_of_the_attempts_devices() -> None:
     assert [of_rank("cuda:2,5", rank) for rank in (0, 1)] == ["cuda:2", "cuda:5"]
     assert [of_rank("cuda", 3), of_rank("cpu", 1)] == ["cuda:3", "cpu"]
@@ -149,6 +157,34 @@ def test_three_processes_and_two_after_them_train_as_one_does(layout: Layout, la
     two = launch(planned(layout, "two-on", three.last, steps=4, gpus=2)).ended()
     assert_same_course(two, longer)
     assert two.finished == Finished(outcome="finished", step=10)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_that_is_split_trains_as_a_whole_one_and_its_checkpoints_are_whole(
+    layout: Layout, launch: Launch, tied: bool
+) -> None:
+    """From one process to two, each with a part of the model, and back."""
+    values = {"tied": tied, "n_layer": 2, "micro_batch": 1, "dropout": 0.2, "eval_tokens": 70, "grad_clip": 0.5}
+    first = attempted(layout, planned(layout, "first", **values))
+    alone = attempted(layout, planned(layout, "one", first.last, steps=4))
+    halves = launch(planned(layout, "two", first.last, steps=4, gpus=2, shard=True)).ended()
+    assert_same_course(halves, alone)
+
+    one, other = tensors(layout, halves.last), tensors(layout, alone.last)
+    assert {name: each.shape for name, each in one.items()} == {name: each.shape for name, each in other.items()}
+    for name, each in one.items():
+        torch.testing.assert_close(each, other[name], rtol=1e-3, atol=1e-5)
+    back, on = (
+        attempted(layout, planned(layout, f"{job}-on", last, steps=2))
+        for job, last in (("two", halves.last), ("one", alone.last))
+    )
+    assert_same_course(back, on)
+
+
+@pytest.mark.parametrize("values", [{}, {"gpus": 2, "batch_size": 5}])
+def test_a_model_is_only_split_over_devices_that_share_a_batch_evenly(values: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="--shard splits a model over several"):
+        settle(typed(data="a.md", shard=True, **values))
 
 
 def test_only_one_process_reports_and_writes(layout: Layout, launch: Launch) -> None:
@@ -223,6 +259,21 @@ def test_an_error_of_one_rank_is_the_last_line_whichever_it_is(
     assert (ended.finished.reason, ended.finished.exit_code) == ("RuntimeError: of the second", 1)
     assert launched.process.returncode == 1
     assert len([each for each in ended.lines if isinstance(each, Finished)]) == 1
+    assert launched.ranks == {}
+
+
+def test_a_rank_of_a_split_model_whose_memory_runs_out_ends_the_attempt(
+    layout: Layout, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not halve its windows alone: the next attempt begins with half. The other rank only lost it."""
+    second_rank(layout, monkeypatch, fit=1, words="DefaultCPUAllocator: no memory")
+    launched = launch(planned(layout, "job", gpus=2, shard=True))
+    ended = launched.ended()
+    assert (ended.finished.reason, ended.finished.cause) == (
+        "out of memory on cpu: DefaultCPUAllocator: no memory",
+        Cause.OUT_OF_MEMORY,
+    )
+    assert [each for each in ended.lines if isinstance(each, MicroBatch | Finished)] == [ended.finished]
     assert launched.ranks == {}
 
 

@@ -129,7 +129,7 @@ def _train(opened: Opened, arguments: argparse.Namespace, report: Report, stop: 
             report(line)
 
     memory.keep_freed()
-    with memory.told(name):
+    with ranks.told(), memory.told(name):
         device = open_device(name, settled.precision)
         if rank == 0:
             log(

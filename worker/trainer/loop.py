@@ -46,14 +46,16 @@ def train(
         report(written)
         log(f"checkpoint {written.name}")
 
+    keep = save if ranks.is_first else lambda: state.gather(at)
+
     def evaluate() -> None:
         with meter.pause("evaluating"):
             sums = fitting.compute(lambda windows: _evaluate(at, data, settled, device, stop, ranks, windows))
             _note_evaluation(at, settled, *sums, ranks)
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
-        if outcome != "diverged" and at.written_step != at.step and ranks.is_first:
-            save()
+        if outcome != "diverged" and at.written_step != at.step:
+            keep()
         return Finished(outcome=outcome, step=at.step, reason=reason, hint=hint)
 
     evaluate()
@@ -86,8 +88,8 @@ def train(
             return ended(*early)
         if stops:
             return ended("stopped")
-        if saves and ranks.is_first:
-            save()
+        if saves:
+            keep()
     return ended("finished")
 
 
@@ -130,12 +132,14 @@ def _evaluate(
     at: TrainingState, data: Batches, settled: Settled, device: Device, stop: Stop, ranks: Ranks, windows: int
 ) -> tuple[Tensor, Tensor, bool]:
     """The sum of losses over this rank's part of the held-out windows, of how many tokens, and whether it was left
-    undone: when asked to stop, but not at the job's last step."""
+    undone: when asked to stop, but not at the job's last step. Ranks that share a model all read all windows, as they
+    can only compute together."""
     config = settled.train
     total = torch.zeros((), device=device.place, dtype=torch.float32)
     count = torch.zeros((), device=device.place, dtype=torch.int64)
-    for tokens, targets in data.held_out(config.eval_tokens, windows, ranks.part):
-        if stop.requested and at.step < settled.end_step:
+    part, may_end = (range, False) if config.shard else (ranks.part, at.step < settled.end_step)
+    for tokens, targets in data.held_out(config.eval_tokens, windows, part):
+        if stop.requested and may_end:
             return total, count, True
         with device.autocast():
             total += at.model.loss(device.put(tokens), device.put(targets)) * targets.numel()
@@ -147,8 +151,9 @@ def _note_evaluation(
     at: TrainingState, settled: Settled, total: Tensor, count: Tensor, is_undone: bool, ranks: Ranks
 ) -> None:
     """Set the state's validation loss: the mean over all held-out windows, if none was left out."""
-    ranks.add_up([total])
-    ranks.add_up([count])
+    if not settled.train.shard:
+        ranks.add_up([total])
+        ranks.add_up([count])
     if any(ranks.any(is_undone)):
         return
     val_loss, tokens = (total / count).item(), int(count.item())

@@ -21,7 +21,8 @@ from torch import Tensor
 from worker.child import log
 from worker.trainer.device import Device
 from worker.trainer.launch import PeerLost
-from worker.trainer.memory import first_line, is_out_of_memory
+from worker.trainer.memory import first_line
+from worker.trainer.shards import is_split
 
 BUCKET_BYTES = 1 << 26
 """of gradients that are sent together; a larger one goes alone"""
@@ -49,24 +50,22 @@ class Ranks:
         return range(first, first + each + (self.rank < more))
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Make each tensor its sum over all ranks."""
+        """Make each tensor its sum over all ranks; gradients of a model that is split are that already."""
         if self.size == 1:
             return
-        with _together():
-            for bucket in _buckets(tensors):
-                flat = bucket[0] if len(bucket) == 1 else torch.cat([each.flatten() for each in bucket])
-                dist.all_reduce(flat)
-                if len(bucket) > 1:
-                    parts = torch.split(flat, [each.numel() for each in bucket])
-                    torch._foreach_copy_(bucket, [part.view_as(each) for part, each in zip(parts, bucket, strict=True)])
+        for bucket in _buckets([each for each in tensors if not is_split(each)]):
+            flat = bucket[0] if len(bucket) == 1 else torch.cat([each.flatten() for each in bucket])
+            dist.all_reduce(flat)
+            if len(bucket) > 1:
+                parts = torch.split(flat, [each.numel() for each in bucket])
+                torch._foreach_copy_(bucket, [part.view_as(each) for part, each in zip(parts, bucket, strict=True)])
 
     def any(self, *flags: bool) -> list[bool]:
         """Each of them is true where it is for one rank. Asks no device, so none is waited for."""
         if self.size == 1:
             return list(flags)
         said = torch.tensor(flags, dtype=torch.uint8)
-        with _together():
-            dist.all_reduce(said, dist.ReduceOp.MAX)
+        dist.all_reduce(said, dist.ReduceOp.MAX)
         return [bool(each) for each in said.tolist()]
 
 
@@ -81,24 +80,25 @@ def join(rank: int, size: int, meeting: Path, device: Device) -> Ranks:
     os.putenv("NCCL_SOCKET_IFNAME", own)
     if device.place.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
-    with _together():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.place.type == "cuda" else "gloo",
-            store=dist.FileStore(str(meeting), size),  # type: ignore[attr-defined]  # it is documented
-            rank=rank,
-            world_size=size,
-            timeout=_LIMIT,
-        )
+    elif device.place.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # else a device mesh would choose another device than ours
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.place.type == "cuda" else "gloo",
+        store=dist.FileStore(str(meeting), size),  # type: ignore[attr-defined]  # it is documented
+        rank=rank,
+        world_size=size,
+        timeout=_LIMIT,
+    )
     return Ranks(rank=rank, size=size)
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """What all ranks do at once fails where one of them is gone. Raises PeerLost then."""
+def told() -> Iterator[None]:
+    """Raise PeerLost for what torch raises where ranks do something together and one of them is gone."""
     try:
         yield
     except RuntimeError as error:
-        if is_out_of_memory(error):
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         log(f"another rank is gone: {first_line(error)}")
         raise PeerLost from error

@@ -24,7 +24,7 @@ from gptjobs.errors import Refused
 from gptjobs.foreign import HEAD, POSITIONS, TOKENS
 from gptjobs.layout import Layout, checkpoint_name
 from gptjobs.progress import CheckpointWritten
-from worker.trainer import optim, stored
+from worker.trainer import optim, shards, stored
 from worker.trainer.device import Device
 from worker.trainer.model import GPT, INIT_STD
 
@@ -83,6 +83,8 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     if start is not None:
         saved = stored.read(layout.path(start.name), start.manifest)
         _load_weights(model, saved["model"], start.name)
+    if train.shard:
+        shards.split(model, device)
     model.to(device.place)
     state = TrainingState(model=model, optimizer=optim.adamw(model, train, device))
     if start is None:
@@ -133,13 +135,30 @@ def save(layout: Layout, plan: Plan, token: int, state: TrainingState) -> Checkp
     )
 
 
+def tensors(state: TrainingState) -> dict[str, Any]:
+    """Of a checkpoint. Where the model is split all ranks gather them, at once, and only the first one gets them."""
+    return {
+        # state_dict() also has each rank keep only its part again, whose moments are asked for then
+        "model": {
+            name: shards.on_first(each)
+            for name, each in state.model.state_dict().items()
+            if name != HEAD or not state.model.config.tied
+        },
+        "optimizer": optim.moments(state.model, state.optimizer),
+    }
+
+
+def gather(state: TrainingState) -> None:
+    """Do a rank's part in the checkpoint that the first one writes."""
+    if state.model.is_split:
+        tensors(state)
+    state.written_step = state.step
+
+
 def _write_tensors(folder: Path, plan: Plan, state: TrainingState) -> tuple[Path, int, str]:
     """Write the `.pt` under a name that no file has; the timestamp moves on where one has it."""
     content = {
-        "model": {
-            name: each for name, each in state.model.state_dict().items() if name != HEAD or not plan.settled.model.tied
-        },
-        "optimizer": optim.moments(state.model, state.optimizer),
+        **tensors(state),
         "patience": asdict(state.patience),
         "step": state.step,
         "train_loss": state.losses.train_loss,
