@@ -74,8 +74,8 @@ def mind_the_leash(*, of_group: bool = True) -> None:
                 silent = 0
             else:
                 break
-        if of_group:
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
+        if not of_group:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="leash", daemon=True).start()
