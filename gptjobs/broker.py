@@ -13,13 +13,14 @@ from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
+from gptjobs.config import MOST_GPUS
 from gptjobs.errors import RedisUnreachable
-from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, Job, JobState, Outcome
+from gptjobs.job import ANY, DEVICES, HIGHEST_PRIORITY, Job, JobState, Outcome, queue_of
 from gptjobs.settings import address, public
 
 App = Celery
 TASK = "gptjobs.train"
-QUEUES = (*DEVICES, ANY)
+QUEUES = tuple(queue_of(device, gpus) for device in (*DEVICES, ANY) for gpus in range(1, MOST_GPUS + 1))
 logger = logging.getLogger(__name__)
 
 _YEARS_S = 10 * 365 * 24 * 3600
@@ -65,7 +66,7 @@ def ring(app: Celery, job: Job) -> None:
     spec = job.spec
     options: dict[str, Any] = {
         "task_id": spec.id,
-        "queue": spec.device,
+        "queue": spec.queue,
         "priority": HIGHEST_PRIORITY - job.priority,
         "retry": False,
         "argsrepr": f"({spec.called!r})",

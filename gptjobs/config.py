@@ -20,6 +20,8 @@ HELD_OUT_PART = 10
 """One in so many tokens, the data's tail, is held out for validation."""
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILES = ("auto", "on", "off")
+MOST_GPUS = 16
+"""of a host, for one job"""
 ACTIVATIONS = ("gelu_tanh", "gelu")
 KEEP, RESET, REWARM, RESTART = "keep", "reset", "rewarm", "restart"
 REWARM_STEPS = 100
@@ -133,13 +135,16 @@ class TrainConfig:
     data_cursor: str = _hyper(
         KEEP, "The place in the data: kept, or restart from the first window.", choices=(KEEP, RESTART)
     )
+    gpus: int = _hyper(1, "Devices of one host that train together, each a part of every batch.", low=1, high=MOST_GPUS)
+    shard: bool = _hyper(False, "Split weights and moments over --gpus, for a model that does not fit on each.")
     grow_positions: bool = _hyper(False, "Let a larger block than the position table add rows to it.")
     seed: int = _hyper(1337, "Of the first weights, the order of data and dropout.", low=0, high=2**31 - 1)
 
     @property
     def windows_at_once(self) -> int:
-        """That are asked for; fewer where memory runs out."""
-        return min(self.micro_batch or self.batch_size, self.batch_size)
+        """That are asked for on each device; fewer where memory runs out."""
+        part = -(-self.batch_size // self.gpus)
+        return min(self.micro_batch or part, part)
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of the update that makes step `step` + 1: the schedule's, less while a rewarm goes on."""
@@ -166,6 +171,8 @@ TRAIN_FIELDS = {each.name: each for each in fields(TrainConfig)}
 HYPERPARAMETERS = MODEL_FIELDS | TRAIN_FIELDS
 OF_RESUME = ("optimizer", "data_cursor")
 """How one resume begins: a job from scratch has no such choice, and a later resume does not inherit it."""
+_OF_ONE_JOB = ("grow_positions", "gpus", "shard", *OF_RESUME)
+"""No resume inherits them: said for one job, or of where it trains."""
 PRESET = "model"  # the one override that is no field: it stands for several of ModelConfig
 
 
@@ -285,7 +292,7 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
     else:
         for name, value in (asdict(parent.model) | asdict(parent.train)).items():
             put(name, value, "checkpoint" if parent.knows(name) else "default")
-        for name in ("grow_positions", *OF_RESUME):
+        for name in _OF_ONE_JOB:
             put(name, TRAIN_FIELDS[name].default, "default")
         _refuse_another_shape(parent, overrides)
         if parent.end_step > parent_step and parent.knows("steps"):
@@ -422,8 +429,20 @@ def _check_together(values: Mapping[str, Any]) -> None:
     width, heads = values["n_embd"], values["n_head"]
     if width % heads:
         raise UsageError(f"--n-embd {width} is no multiple of --n-head {heads}", hint="gptjobs submit train --help")
-    if values["exact"] and values["compile"] == "on":
-        raise UsageError("--exact and --compile on contradict each other", hint="leave one of them out")
+    for name in ("exact", "shard"):
+        if values[name] and values["compile"] == "on":
+            raise UsageError(f"--{name} and --compile on contradict each other", hint="leave one of them out")
+    if values["batch_size"] < values["gpus"]:
+        raise UsageError(
+            f"--gpus {values['gpus']} share a batch of {values['batch_size']}: some would have no window of it",
+            hint=f"--batch-size {values['gpus']} or more, or fewer --gpus",
+        )
+    if values["shard"] and (values["gpus"] == 1 or values["batch_size"] % values["gpus"]):
+        raise UsageError(
+            f"--shard splits a model over several --gpus, of which each takes as much of a batch; here are "
+            f"{values['gpus']} and a batch of {values['batch_size']}",
+            hint="--gpus 2 or more, and a --batch-size that is a multiple, or leave --shard out",
+        )
     low, high = values["min_learning_rate"], values["learning_rate"]
     if values["schedule"] != "constant" and low > high:
         raise UsageError(

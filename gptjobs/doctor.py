@@ -282,11 +282,15 @@ def workers(store: Store) -> Iterator[Check]:
                 hint="install the same one everywhere",
             )
     offered = {queue for each in there for queue in each.queues}
-    unheard = sorted(each.spec.device for each in store.waiting() if there and each.spec.device not in offered)
-    for device in dict.fromkeys(unheard):
+    unheard = sorted(
+        (each.spec.wants, each.spec.worker_command)
+        for each in store.waiting()
+        if there and each.spec.queue not in offered
+    )
+    for wants, start in dict.fromkeys(unheard):
         yield Check(
             name="queues",
             verdict=Verdict.WARNING,
-            says=f"jobs that wait for {device}, which no worker offers: {unheard.count(device)}",
-            hint=f"gptjobs worker start --device {device}",
+            says=f"jobs that wait for {wants}, which no worker offers: {unheard.count((wants, start))}",
+            hint=start,
         )

@@ -15,6 +15,7 @@ from gptjobs.reference import BEST, LAST
 from gptjobs.store import Presence
 
 ATTEMPTS_SHOWN = 5
+_ONE_IS_BUSY = "The one slot that could take it is busy:"
 _ENDED = {JobState.FAILED: "failed", JobState.DIVERGED: "diverged", JobState.CANCELLED: "was cancelled"}
 
 
@@ -147,8 +148,8 @@ def _waiting(job: Job, past: Past, queue: Queue) -> Explanation:
         because.append(f"It waits again after attempt {job.attempt}: {job.reason or 'lost'}.")
         because.append(_where_it_stands(job, past))
     because += [f"{often}."] if (often := against_again(job.cause, job.fruitless)) else []
-    device = job.spec.device
-    fitting = [each for each in queue.workers if device in each.queues]
+    spec = job.spec
+    fitting = [each for each in queue.workers if spec.queue in each.queues]
     if not queue.workers:
         return Explanation(because=(*because, "No worker is there to take it."), next=("gptjobs worker start",))
     if not fitting:
@@ -156,28 +157,30 @@ def _waiting(job: Job, past: Past, queue: Queue) -> Explanation:
     ahead = _ahead(job, queue, fitting)
     if ahead:
         because.append(f"{_times(ahead, 'job')} of higher or the same priority {_are(ahead)} ahead of it.")
-    idle = [each.name for each in fitting if each.busy < len(each.slots)]
+    idle = [each.name for each in fitting if each.busy + spec.gpus <= len(each.slots)]
     if idle:
         when = "takes them in that order" if ahead else "could take it, and does so at once"
         because.append(f"{idle[0]} is idle and {when}; if the doorbell was lost, it rings again within 10 s.")
-        return Explanation(because=tuple(because), next=(f"gptjobs logs -f {job.spec.id}",))
+        return Explanation(because=tuple(because), next=(f"gptjobs logs -f {spec.id}",))
     slots = sum(len(each.slots) for each in fitting)
-    because.append(
-        "The one slot that could take it is busy:" if slots == 1 else f"All {slots} slots that could take it are busy:"
-    )
+    if spec.gpus > 1:
+        because.append(f"It asks for {spec.wants}, and no worker has as many free:")
+    else:
+        because.append(f"All {slots} slots that could take it are busy:" if slots > 1 else _ONE_IS_BUSY)
     because += _busy_with(queue, fitting)
-    start = "gptjobs worker start" + ("" if device == ANY else f" --device {device}")
-    return Explanation(because=tuple(because), next=(f"gptjobs wait {job.spec.id}", f"{start}   # on one more host"))
+    start = f"{spec.worker_command}   # on one more host"
+    return Explanation(because=tuple(because), next=(f"gptjobs wait {spec.id}", start))
 
 
 def _none_fits(job: Job, queue: Queue, because: list[str]) -> Explanation:
-    device = job.spec.device
     offered = ", ".join(f"{each.name} ({' '.join(each.slots)})" for each in queue.workers)
-    because.append(f"It asks for {device}, and no worker offers that. There {_are(len(queue.workers))} {offered}.")
-    anywhere = submit_command(replace(job.spec, device=ANY))
+    because.append(
+        f"It asks for {job.spec.wants}, and no worker offers that. There {_are(len(queue.workers))} {offered}."
+    )
+    on_one = {name: given for name, given in job.spec.overrides.items() if name not in ("gpus", "shard")}
+    anywhere = submit_command(replace(job.spec, device=ANY, overrides=on_one))
     return Explanation(
-        because=tuple(because),
-        next=(f"gptjobs worker start --device {device}", f"gptjobs cancel {job.spec.id} && {anywhere}"),
+        because=tuple(because), next=(job.spec.worker_command, f"gptjobs cancel {job.spec.id} && {anywhere}")
     )
 
 
@@ -198,7 +201,7 @@ def _ahead(job: Job, queue: Queue, fitting: Sequence[Presence]) -> int:
     queues = {name for each in fitting for name in each.queues}
     place = (-job.priority, job.spec.submitted_at)
     waiting = (each for each in queue.jobs if each.state is JobState.QUEUED and each.spec.id != job.spec.id)
-    return sum(each.spec.device in queues and (-each.priority, each.spec.submitted_at) < place for each in waiting)
+    return sum(each.spec.queue in queues and (-each.priority, each.spec.submitted_at) < place for each in waiting)
 
 
 def _attempts(past: Past) -> list[str]:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, cast
 
 from gptjobs import __version__
-from gptjobs.config import HYPERPARAMETERS, PRESET, Given, known
+from gptjobs.config import HYPERPARAMETERS, MOST_GPUS, PRESET, Given, known
 from gptjobs.errors import Refused
 from gptjobs.layout import is_digest, is_name
 
@@ -23,6 +23,11 @@ FRUITLESS_LIMIT = 5
 BACKOFF_S = 10
 """the wait after the second loss in a row without a new checkpoint; each further one doubles it"""
 LONGEST_BACKOFF_S = 300
+
+
+def queue_of(device: str, gpus: int) -> str:
+    """The queue of the jobs that want so many devices of this kind at once."""
+    return device if gpus == 1 else f"{device}.{gpus}"
 
 
 class JobState(StrEnum):
@@ -214,6 +219,30 @@ class JobSpec:
     def called(self) -> str:
         """What people call the job."""
         return self.name or self.id
+
+    @property
+    def gpus(self) -> int:
+        """Slots of one worker that it takes. What no client asks is taken for one: settle() refuses it, in words."""
+        given = self.overrides.get("gpus")
+        value = given.value if given else 1
+        return value if type(value) is int and 1 <= value <= MOST_GPUS else 1
+
+    @property
+    def queue(self) -> str:
+        """Where its doorbell is heard: by the workers that have such devices, and as many."""
+        return queue_of(self.device, self.gpus)
+
+    @property
+    def wants(self) -> str:
+        """What it asks a worker for, in words."""
+        kind = "" if self.device == ANY else f"{self.device} "
+        return self.device if self.gpus == 1 else f"{self.gpus} {kind}devices at once"
+
+    @property
+    def worker_command(self) -> str:
+        """What starts a worker that can take it, where such devices are."""
+        words = "gptjobs worker start" if self.device == ANY else f"gptjobs worker start --device {self.device}"
+        return words if self.gpus == 1 or self.device == "cuda" else f"{words} --slots {self.gpus}"
 
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self)

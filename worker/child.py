@@ -44,11 +44,11 @@ class Report:
     """The child's lines. Takes file descriptor 1 for itself: a stray print goes to standard error."""
 
     def __init__(self) -> None:
-        self._descriptor = os.dup(1)
+        self.descriptor = os.dup(1)
         os.dup2(2, 1)
 
     def __call__(self, line: progress.Line) -> None:
-        os.write(self._descriptor, progress.encode(line, seconds=time.time()).encode() + b"\n")
+        os.write(self.descriptor, progress.encode(line, seconds=time.time()).encode() + b"\n")
 
 
 def log(text: str) -> None:
@@ -56,8 +56,9 @@ def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def mind_the_leash() -> None:
-    """Kill this process group once standard input ends or stays silent: the supervisor is gone or fenced.
+def mind_the_leash(*, of_group: bool = True) -> None:
+    """Kill this process group, or this process alone, once standard input ends or stays silent: the supervisor is gone
+    or fenced.
 
     Polls are counted, not seconds: a host that slept has not lost its supervisor. Read with os.read, as a
     buffered read in a thread aborts the interpreter's exit.
@@ -73,6 +74,8 @@ def mind_the_leash() -> None:
                 silent = 0
             else:
                 break
+        if not of_group:
+            os.kill(os.getpid(), signal.SIGKILL)
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="leash", daemon=True).start()

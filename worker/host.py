@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptjobs.config import MOST_GPUS
 from gptjobs.errors import UsageError
-from gptjobs.job import ANY, DEVICES
+from gptjobs.job import ANY, DEVICES, queue_of
 from gptjobs.layout import is_name
 
 _NVIDIA_SMI_LIMIT_S = 20
@@ -28,7 +29,10 @@ class Host:
 
     @property
     def queues(self) -> list[str]:
-        return [*dict.fromkeys(slot.partition(":")[0] for slot in self.slots), ANY]
+        """Also those of jobs that want several slots; of Metal there is one device, however many slots."""
+        kind = self.slots[0].partition(":")[0]
+        most = 1 if kind == "mps" else min(len(self.slots), MOST_GPUS)
+        return [queue_of(each, gpus) for gpus in range(1, most + 1) for each in (kind, ANY)]
 
 
 def this_host(name: str, device: str | None, slots: int | None) -> Host:

@@ -107,7 +107,7 @@ class Rescue:
         # while others keep all busy, a job that backed off has no other to ring for it
         waits = [job for job in station.store.waiting() if station.is_idle or job.backoff_s]
         waiting = {job.spec.id: job for job in waits}
-        serials = {id: (job.serial,) for id, job in waiting.items() if job.spec.device in station.host.queues}
+        serials = {id: (job.serial,) for id, job in waiting.items() if job.spec.queue in station.host.queues}
         backoffs = {id: float(job.backoff_s) for id, job in waiting.items()}
         for id in self._doorbells.stale(serials, now, backoffs):
             logger.info("job %s waits and no doorbell came: ringing again", id)
@@ -147,7 +147,7 @@ class Rescue:
 
     def _presence(self) -> Presence:
         host = self._station.host
-        jobs = sorted(self._station.jobs)
+        jobs = dict(self._station.jobs)
         return Presence(
             name=host.worker,
             host=host.worker.partition("@")[2],
@@ -155,7 +155,7 @@ class Rescue:
             schema=SCHEMA,
             queues=host.queues,
             slots=list(host.slots),
-            busy=len(jobs),
-            jobs=jobs,
+            busy=sum(jobs.values()),
+            jobs=sorted(jobs),
             started_at=self._began,
         )

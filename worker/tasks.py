@@ -1,7 +1,6 @@
 """The Celery task: claim → prepare → supervise → report."""
 
 import logging
-import queue
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +21,7 @@ from gptjobs.store import Lease, LeaseStore, Unreachable
 from worker.attempt import Attempt
 from worker.host import Host
 from worker.lease import HeldLease
+from worker.slots import Slots
 from worker.supervisor import Drain
 
 ROOT_LOOK_S = 1.0
@@ -38,17 +38,16 @@ class Station:
     store: LeaseStore
     app: Celery
     drain: Drain = field(default_factory=Drain)
-    slots: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
-    jobs: set[str] = field(default_factory=set)
-    """ids in work"""
+    slots: Slots = field(init=False)
+    jobs: dict[str, int] = field(default_factory=dict)
+    """in work, and how many slots each has"""
 
     def __post_init__(self) -> None:
-        for slot in self.host.slots:
-            self.slots.put(slot)
+        self.slots = Slots(self.host.slots)
 
     @property
     def is_idle(self) -> bool:
-        return not self.slots.empty() and not self.drain.is_set()
+        return self.slots.is_idle and not self.drain.is_set()
 
 
 def register(station: Station) -> None:
@@ -56,11 +55,10 @@ def register(station: Station) -> None:
 
     @station.app.task(bind=True, name=broker.TASK, throws=(JobFailed,))  # type: ignore[untyped-decorator]
     def train(self: Task, job: str, serial: int) -> str:
-        device = station.slots.get()
-        try:
+        with station.slots.taken(_slots_wanted(station, job), station.drain) as device:
+            if device is None:
+                raise Ignore  # it waits; a worker that stays rings again
             return _answer_doorbell(station, job, serial, device)
-        finally:
-            station.slots.put(device)
 
     @Panel.register(name="revoke", variadic="task_id")  # type: ignore[untyped-decorator]
     def revoke(state: object, task_id: str | list[str], **options: object) -> dict[str, object]:
@@ -68,10 +66,19 @@ def register(station: Station) -> None:
         return _answer_revoke(station, maybe_list(task_id))
 
 
+def _slots_wanted(station: Station, job: str) -> int:
+    try:
+        spec = station.store.get(job).spec
+    except (Unreachable, NotFound, Refused) as error:
+        logger.warning("job %s was not claimed: %s", job, error)
+        raise Ignore from error
+    if spec.queue not in station.host.queues:
+        raise Ignore  # it was rung for where it cannot be taken
+    return spec.gpus
+
+
 def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> str:
     """Train the job if it waits for this very ring; ends as Celery's events want it."""
-    if station.drain.is_set():
-        raise Ignore  # it waits; a worker that stays rings again
     worker = station.host.worker
     try:
         _wait_for_root(station)
@@ -89,11 +96,11 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
         raise Ignore from error
     if lease is None:
         raise Ignore
-    station.jobs.add(job)
+    station.jobs[job] = found.spec.gpus
     try:
         return _tell_celery(station, lease, _attempt(station, found, lease, device))
     finally:
-        station.jobs.discard(job)
+        del station.jobs[job]
 
 
 def _wait_for_root(station: Station) -> None:

@@ -123,7 +123,7 @@ def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
         )
     overrides = said(context, place.layout, options["config"])
     check(overrides)
-    return JobSpec(
+    spec = JobSpec(
         id=new_job_id() if options["idempotency_key"] is None else job_id_of_key(options["idempotency_key"]),
         kind=kind,
         name=options["name"],
@@ -132,6 +132,9 @@ def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
         priority=options["priority"],
         submitted_at=time.time(),
     )
+    if spec.device == "mps" and spec.gpus > 1:
+        raise UsageError(f"--gpus {spec.gpus}, and Metal has one device", hint="leave --gpus out")
+    return spec
 
 
 def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
@@ -226,7 +229,7 @@ def _say_whose_name_it_is(place: Place, spec: JobSpec) -> None:
 def _find_workers(place: Place, spec: JobSpec, require: bool, dry_run: bool, talks: bool) -> None:
     """Say, or refuse, where no worker could take the job. Raises RedisUnreachable, unless nothing is to be queued."""
     try:
-        fitting = [each for each in place.store.workers() if spec.device in each.queues]
+        fitting = [each for each in place.store.workers() if spec.queue in each.queues]
     except RedisUnreachable as error:
         if not dry_run:
             raise
@@ -236,8 +239,8 @@ def _find_workers(place: Place, spec: JobSpec, require: bool, dry_run: bool, tal
     if any(each.schema >= SCHEMA for each in fitting):
         return
     words, hint = (
-        "no worker is there" if spec.device == ANY else f"no worker offers {spec.device}",
-        "gptjobs worker start",
+        "no worker is there" if spec.queue == ANY else f"no worker offers {spec.wants}",
+        "gptjobs worker start" if spec.gpus == 1 else spec.worker_command,
     )
     if fitting:
         older = ", ".join(f"{each.name} ({each.version})" for each in fitting)

@@ -103,7 +103,7 @@ def list_workers(place: Place, as_json: bool) -> None:
             (
                 each.name,
                 " ".join(each.slots),
-                " ".join(each.queues),
+                " ".join(name for name in each.queues if "." not in name),
                 f"{each.busy}/{len(each.slots)}",
                 " ".join(each.jobs) or "-",
                 output.when(each.started_at),

@@ -1,6 +1,7 @@
 """Why a job is in its state: one clear answer for each situation, with what to type."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,6 +78,21 @@ def test_a_job_waits_because_no_worker_offers_its_device():
         "gptjobs worker start --device cpu",
         "gptjobs cancel 3f9a && gptjobs submit train --data 'a b.md' --batch-size 8 --name lm",
     )
+
+
+def test_a_job_of_several_devices_waits_because_no_worker_has_as_many():
+    spec = replace(job(JobState.QUEUED).spec, overrides=typed(data="a.md", gpus=2, shard=True))
+    waits = replace(job(JobState.QUEUED), spec=spec)
+    text, made = told(waits, queue=Queue(workers=[worker()]))
+    assert text == "It asks for 2 cpu devices at once, and no worker offers that. There is w@host (cpu)."
+    assert made.next[0] == "gptjobs worker start --device cpu --slots 2"
+    assert "--gpus" not in made.next[1] and "--shard" not in made.next[1]
+
+    two = replace(worker(busy=("x",)), queues=["cpu", "any", "cpu.2", "any.2"], slots=["cpu", "cpu"])
+    text, _ = told(waits, queue=Queue(workers=[two]))
+    assert "It asks for 2 cpu devices at once, and no worker has as many free:\n  x on w@host" in text
+    text, _ = told(waits, queue=Queue(workers=[replace(two, busy=0, jobs=[])]))
+    assert "w@host is idle and could take it" in text
 
 
 def test_a_job_waits_because_all_slots_are_busy_and_it_is_said_for_how_long():

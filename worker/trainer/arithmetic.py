@@ -27,10 +27,11 @@ from gptjobs.progress import ArithmeticSettled, Line, StageBegan
 from worker.child import log
 from worker.trainer.device import Device
 from worker.trainer.model import flops_per_token
+from worker.trainer.ranks import Ranks
 from worker.trainer.state import TrainingState
 
-Gradients = Callable[[Device], tuple[Tensor, Tensor]]
-"""computes those of an update; returns its loss and the gradient's norm, still on the device"""
+Gradients = Callable[[Device], Tensor]
+"""computes this rank's part of those of an update; returns its part of the loss, still on the device"""
 
 SCHEMA = 1
 PROBED_FROM_S = 600.0
@@ -64,7 +65,7 @@ class Arithmetic:
 
 def settle(
     layout: Layout, plan: Plan, start: Checkpoint | None, at: TrainingState, device: Device,
-    gradients: Gradients, report: Callable[[Line], None],
+    gradients: Gradients, report: Callable[[Line], None], ranks: Ranks,
 ) -> Device:  # fmt: skip
     """Let the state's model, and torch, compute as the job does on this kind of device; returns the device with its
     precision. `gradients` are computed, and not used, where a probe has to time them."""
@@ -72,10 +73,11 @@ def settle(
         torch.use_deterministic_algorithms(True)
         torch.backends.cuda.matmul.allow_tf32 = False
     path = layout.arithmetic_file(plan.job, device.place.type)
-    if not path.exists():
+    if ranks.is_first and not path.exists():
         made = _decided(plan, at, device, gradients, report)
         with suppress(FileExistsError):
             durable.create(path, durable.to_json({"schema": SCHEMA, **asdict(made)}))
+    ranks.any(False)  # the others wait until it is there
     kept = Arithmetic(**known(Arithmetic.__dataclass_fields__, json.loads(path.read_bytes())))
     here = replace(kept, threads=_threads(kept), capability=torch.backends.cpu.get_cpu_capability())
     at.arithmetic = str(here)
@@ -83,8 +85,9 @@ def settle(
     otherwise = {str(kept)} | ({start.manifest.arithmetic} if start and start.manifest.job == plan.job else set())
     before = next((each for each in sorted(filter(None, otherwise)) if each != str(here)), None)
     report(ArithmeticSettled(step=at.step, words=str(here), before=before))
-    log(f"arithmetic: {here}")
-    if before is not None:
+    if ranks.is_first:
+        log(f"arithmetic: {here}")
+    if ranks.is_first and before is not None:
         log(f"before it was {before}: from step {at.step} on, this job is not bit-equal to one that never stopped")
     return replace(device, precision=here.precision)
 
@@ -104,7 +107,7 @@ def _decided(
     """What the config says, and where it leaves it open, what is faster here."""
     train = plan.settled.train
     precision, compiled = device.precision, train.compile == "on"
-    if not train.exact and _seconds_left(plan, at, device) >= PROBED_FROM_S:
+    if not (train.exact or at.model.is_split) and _seconds_left(plan, at, device) >= PROBED_FROM_S:
         report(StageBegan(stage="probing"))
         began = time.monotonic()
         _seconds(gradients, device)  # the first one also warms up
@@ -137,8 +140,7 @@ def _seconds_left(plan: Plan, at: TrainingState, device: Device) -> float:
 
 def _seconds(gradients: Gradients, device: Device) -> float:
     began = time.monotonic()
-    loss, norm = gradients(device)
-    (loss + norm).item()
+    gradients(device).item()
     return time.monotonic() - began
 
 

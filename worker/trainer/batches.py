@@ -7,7 +7,7 @@ another order, which is begun with its first window, also where a job before had
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +49,13 @@ class Batches:
             chosen[here] = shuffled(within[here], self.windows, self._key(int(epoch)))
         return self._gather(chosen.astype(np.int64) * self._block)
 
-    def held_out(self, tokens: int, rows: int) -> Iterator[Batch]:
-        """The held-out windows of the first `tokens` tokens (at least one), `rows` at a time."""
+    def held_out(self, tokens: int, rows: int, part: Callable[[int], range] = range) -> Iterator[Batch]:
+        """The held-out windows of the first `tokens` tokens (at least one), `rows` at a time; of so many
+        only the places in `part`."""
         available = (len(self._tokens) - self._held_out - 1) // self._block
         count = max(1, min(tokens // self._block, available))
-        starts = self._held_out + np.arange(count, dtype=np.int64) * self._block
-        for first in range(0, count, rows):
+        starts = self._held_out + np.array(part(count), dtype=np.int64) * self._block
+        for first in range(0, len(starts), rows):
             yield self._gather(starts[first : first + rows])
 
     def _key(self, epoch: int) -> bytes:

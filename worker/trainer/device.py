@@ -55,6 +55,14 @@ def best_available() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def of_rank(name: str, rank: int) -> str:
+    """One of the devices that an attempt has: of `cuda:2,5` the rank 1 has `cuda:5`; of `cuda`, `cuda:1`."""
+    kind, _, numbers = name.partition(":")
+    if kind != "cuda":
+        return name
+    return f"cuda:{numbers.split(',')[rank] if numbers else rank}"
+
+
 def open_device(name: str, precision: str) -> Device:
     """The device called `name` (cuda, cuda:1, mps, cpu). Raises Refused where it is not here.
 
@@ -67,6 +75,8 @@ def open_device(name: str, precision: str) -> Device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise Refused("this host has no Metal device that torch can use", hint="--device cpu")
     if device.type == "cuda":
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise Refused(f"this host has no {name}", hint="fewer --gpus")
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
     if precision == "auto":

@@ -19,6 +19,7 @@ from worker.trainer.batches import Batches
 from worker.trainer.device import Device
 from worker.trainer.memory import Fitting
 from worker.trainer.model import flops_per_token
+from worker.trainer.ranks import ALONE, Ranks
 from worker.trainer.saving import Saver
 from worker.trainer.state import TrainingState
 
@@ -29,16 +30,17 @@ Report = Callable[[Line], None]
 
 def train(
     layout: Layout, plan: Plan, attempt: Attempt, start: Checkpoint | None, device: Device,
-    report: Report, stop: Stop,
+    report: Report, stop: Stop, ranks: Ranks = ALONE,
 ) -> Finished:  # fmt: skip
-    """Train from `start` to the plan's end, and say how it ended. No checkpoint is in flight after that."""
-    with Saver(layout, plan, attempt.token, report) as saver:
-        return _train(layout, plan, attempt, start, device, report, stop, saver)
+    """Train from `start` to the plan's end, and say how it ended. No checkpoint is in flight after that. All ranks
+    come to the same decisions, as these rest on what was added up or asked of all."""
+    with Saver(layout, plan, attempt.token, report, ranks) as saver:
+        return _train(layout, plan, attempt, start, device, report, stop, ranks, saver)
 
 
 def _train(
     layout: Layout, plan: Plan, attempt: Attempt, start: Checkpoint | None, device: Device,
-    report: Report, stop: Stop, saver: Saver,
+    report: Report, stop: Stop, ranks: Ranks, saver: Saver,
 ) -> Finished:  # fmt: skip
     settled, config = plan.settled, plan.settled.train
     report(StageBegan(stage="loading"))
@@ -46,11 +48,11 @@ def _train(
     data = Batches(layout.token_file(plan.data_name, plan.data_digest, config.encoding), config.block_size, config.seed)
     fitting = Fitting(attempt.micro_batch or config.windows_at_once, at, device, report)
 
-    def gradients(device: Device) -> tuple[Tensor, Tensor]:
-        return fitting.compute(lambda windows: _gradients(at, data, config, device, windows))
+    def gradients(device: Device) -> Tensor:
+        return fitting.compute(lambda windows: _gradients(at, data, config, device, ranks, windows))
 
-    device = arithmetic.settle(layout, plan, start, at, device, gradients, report)
-    meter = Meter(plan, at, device, report)
+    device = arithmetic.settle(layout, plan, start, at, device, gradients, report, ranks)
+    meter = Meter(plan, at, device, report, ranks)
 
     def save() -> None:
         with meter.pause("saving"):
@@ -58,7 +60,8 @@ def _train(
 
     def evaluate() -> None:
         with meter.pause("evaluating"):
-            fitting.compute(lambda windows: _evaluate(at, data, settled, device, stop, windows))
+            sums = fitting.compute(lambda windows: _evaluate(at, data, settled, device, stop, ranks, windows))
+            _note_evaluation(at, settled, *sums, ranks)
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
         with meter.pause("saving"):
@@ -73,16 +76,19 @@ def _train(
     while at.step < settled.end_step:
         rate = config.learning_rate_at(at.step)
         optim.set_learning_rate(at.optimizer, rate)
-        meter.add(*gradients(device))
+        loss = gradients(device)
+        ranks.add_up([*optim.gradients(at.optimizer), loss])
+        meter.add(loss, optim.clip(at.optimizer, config.grad_clip))
         if at.step == first_step:
             meter.line(rate, ends_interval=False)
         saver.before_update()
         at.optimizer.step()
         at.advance(config)
 
-        stops = stop.requested and at.step < settled.end_step
+        asked, due = ranks.any(stop.requested, meter.is_due(at.step))
+        stops = asked and at.step < settled.end_step
         evaluates, saves = settled.evaluates_at(at.step), settled.saves_at(at.step)
-        if not (stops or evaluates or saves or meter.is_due(at.step)):
+        if not (stops or evaluates or saves or due):
             continue
         if evaluates and meter.is_finite():
             evaluate()
@@ -111,48 +117,62 @@ def _stops_early(at: TrainingState, config: TrainConfig) -> tuple[TrainerOutcome
 
 
 def _gradients(
-    at: TrainingState, data: Batches, config: TrainConfig, device: Device, windows: int
-) -> tuple[Tensor, Tensor]:
-    """The gradients of one update, added up over micro-batches of so many windows. Returns the mean loss and the
-    gradient's norm before clipping, both still on the device."""
-    tokens, targets = data.batch(at.windows, config.batch_size)
+    at: TrainingState, data: Batches, config: TrainConfig, device: Device, ranks: Ranks, windows: int
+) -> Tensor:
+    """This rank's part in the gradients of one update, added up over micro-batches of so many windows. Returns its
+    part in the mean loss, still on the device."""
+    own = ranks.part(config.batch_size)
+    tokens, targets = data.batch(at.windows + own.start, len(own))
     total = torch.zeros((), device=device.place)
+    count = config.batch_size * config.block_size
     at.optimizer.zero_grad(set_to_none=True)
-    for first in range(0, config.batch_size, windows):
+    for first in range(0, len(own), windows):
         rows = slice(first, first + windows)
         inputs = device.put(tokens[rows])
-        dropout = at.model.dropout(config, at.step, range(first, first + len(inputs)))
+        places = range(own.start + first, own.start + first + len(inputs))
+        dropout = at.model.dropout(config, at.step, places)
         with device.autocast():
-            loss = at.model.loss(inputs, device.put(targets[rows]), dropout, targets.numel())
+            loss = at.model.loss(inputs, device.put(targets[rows]), dropout, count)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    norm = optim.clip(at.optimizer, config.grad_clip)
-    return total, norm
+    return total
 
 
 @torch.no_grad()
-def _evaluate(at: TrainingState, data: Batches, settled: Settled, device: Device, stop: Stop, windows: int) -> None:
-    """Set the state's validation loss: the mean over the held-out windows. Left undone when asked to stop,
-    but at the job's last step."""
+def _evaluate(
+    at: TrainingState, data: Batches, settled: Settled, device: Device, stop: Stop, ranks: Ranks, windows: int
+) -> tuple[Tensor, Tensor, bool]:
+    """The sum of losses over this rank's part of the held-out windows, of how many tokens, and whether it was left
+    undone: when asked to stop, but not at the job's last step. Ranks that share a model all read all windows, as they
+    can only compute together."""
     config = settled.train
-    total, count = torch.zeros((), device=device.place, dtype=torch.float32), 0
-    for tokens, targets in data.held_out(config.eval_tokens, windows):
-        if stop.requested and at.step < settled.end_step:
-            break
+    total = torch.zeros((), device=device.place, dtype=torch.float32)
+    count = torch.zeros((), device=device.place, dtype=torch.int64)
+    part, may_end = (range, False) if config.shard else (ranks.part, at.step < settled.end_step)
+    for tokens, targets in data.held_out(config.eval_tokens, windows, part):
+        if stop.requested and may_end:
+            return total, count, True
         with device.autocast():
             total += at.model.loss(device.put(tokens), device.put(targets)) * targets.numel()
         count += targets.numel()
-    else:
-        val_loss = (total / count).item()
-        at.losses = replace(
-            at.losses,
-            val_loss=val_loss,
-            eval_step=at.step,
-            eval_context=config.block_size,
-            eval_tokens=count,
-        )
-        if settled.evaluates_at(at.step):
-            at.patience.note(val_loss, at.step)
+    return total, count, False
+
+
+def _note_evaluation(
+    at: TrainingState, settled: Settled, total: Tensor, count: Tensor, is_undone: bool, ranks: Ranks
+) -> None:
+    """Set the state's validation loss: the mean over all held-out windows, if none was left out."""
+    if not settled.train.shard:
+        ranks.add_up([total])
+        ranks.add_up([count])
+    if any(ranks.any(is_undone)):
+        return
+    val_loss, tokens = (total / count).item(), int(count.item())
+    at.losses = replace(
+        at.losses, val_loss=val_loss, eval_step=at.step, eval_context=settled.train.block_size, eval_tokens=tokens
+    )
+    if settled.evaluates_at(at.step):
+        at.patience.note(val_loss, at.step)
 
 
 def _diverged(step: int, rate: float) -> str:
@@ -170,7 +190,7 @@ def _after_divergence(plan: Plan, at: TrainingState) -> str:
 class Meter:
     """Adds losses up on the device; waits for the device only when a line is due."""
 
-    def __init__(self, plan: Plan, at: TrainingState, device: Device, report: Report) -> None:
+    def __init__(self, plan: Plan, at: TrainingState, device: Device, report: Report, ranks: Ranks) -> None:
         self._config, self._end, self._at, self._report = (
             plan.settled.train,
             plan.settled.end_step,
@@ -179,6 +199,7 @@ class Meter:
         )
         self._flops = flops_per_token(plan.settled.model, plan.settled.train.block_size)
         self._peak = device.peak
+        self._ranks = ranks
         self._zero = torch.zeros((), device=device.place)
         self._norm = self._zero
         self.restart()
@@ -233,7 +254,8 @@ class Meter:
             mfu=None if self._peak is None else speed * self._flops / self._peak,
         )
         self._report(line)
-        log(in_words(line))
+        if self._ranks.is_first:
+            log(in_words(line))
         self._last_line = time.monotonic()
         if ends_interval and at.step % self._config.log_interval == 0:
             self.restart()

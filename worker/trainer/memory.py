@@ -46,6 +46,7 @@ class Fitting:
 
     def __init__(self, windows: int, at: TrainingState, device: Device, report: Callable[[Line], None]) -> None:
         self.windows = windows
+        self._smallest = windows if at.model.is_split else 1
         self._at, self._device, self._report = at, device, report
 
     def compute(self, at_once: Callable[[int], Value]) -> Value:
@@ -54,7 +55,7 @@ class Fitting:
             try:
                 return at_once(self.windows)
             except _SAID as error:
-                if self.windows == 1 or not is_out_of_memory(error):
+                if self.windows == self._smallest or not is_out_of_memory(error):
                     raise
                 reason = first_line(error)
             # only here is the error gone, and with it what the failed computation held

@@ -104,6 +104,8 @@ class GPT(nn.Module):
         self._computed = self._blocks
         self.recompute = False
         """whether backward passes compute each block again, instead of keeping what is within it"""
+        self.is_split = False
+        """whether each rank has only a part of the weights, see shards.py: then autograd has to make all gradients"""
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
@@ -143,7 +145,10 @@ class GPT(nn.Module):
         """Cross-entropy in nats; both [batch, context]. The mean, or the sum over `count`: a micro-batch's share of
         the mean over an update. With gradients enabled, those of the tables are partly made here already: what is
         returned wants a backward() before the next update."""
-        return cross_entropy(self._hidden(tokens, dropout), self.lm_head.weight, targets, count or targets.numel())
+        x, count = self._hidden(tokens, dropout), count or targets.numel()
+        if self.is_split:
+            return F.cross_entropy(self.lm_head(x).flatten(0, -2).float(), targets.flatten(), reduction="sum") / count
+        return cross_entropy(x, self.lm_head.weight, targets, count)
 
     def dropout(self, train: TrainConfig, step: int, places: range) -> Dropout | None:
         """What is dropped of the windows at these places of an update; None without dropout."""
@@ -154,7 +159,8 @@ class GPT(nn.Module):
 
     def _hidden(self, tokens: Tensor, dropout: Dropout | None) -> Tensor:
         """What the head reads [batch, context, width]."""
-        x = embed(self.wte.weight, tokens) + self.wpe.weight[: tokens.shape[1]]
+        x = self.wte(tokens) if self.is_split else embed(self.wte.weight, tokens)
+        x = x + self.wpe.weight[: tokens.shape[1]]
         blocks = self._computed if torch.is_grad_enabled() else self._blocks
         x = blocks(dropout.apply(x, 0) if dropout else x, dropout)
         return cast(Tensor, self.transformer["ln_f"](x))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gptjobs.config import TrainConfig
 from worker.trainer.device import Device
+from worker.trainer.shards import as_split, on_all, on_first
 
 Moments = dict[str, dict[str, Tensor]]
 
@@ -26,17 +27,22 @@ def adamw(model: nn.Module, train: TrainConfig, device: Device) -> torch.optim.A
     )
 
 
+def gradients(optimizer: torch.optim.AdamW) -> list[Tensor]:
+    """Those that the next update takes."""
+    return [each.grad for group in optimizer.param_groups for each in group["params"]]
+
+
 def clip(optimizer: torch.optim.AdamW, largest_norm: float) -> Tensor:
     """Have the next update scale gradients down whose norm is above `largest_norm` (0: never). Returns the norm, still
     on the device. Where it is not finite, the fused update applies nothing."""
-    gradients = [each.grad for group in optimizer.param_groups for each in group["params"]]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    made = gradients(optimizer)
+    norm = on_all(torch.nn.utils.get_total_norm(made, foreach=True))
     scale = (norm / largest_norm).clamp_(min=1.0) if largest_norm else torch.ones_like(norm)
     if optimizer.defaults["fused"]:
         # as a gradient scaler says it: the update divides as it reads, where clipping takes a pass more
         optimizer.grad_scale, optimizer.found_inf = scale, (~norm.isfinite()).float()  # type: ignore[attr-defined]
     else:
-        torch._foreach_div_(gradients, scale)
+        torch._foreach_div_(made, scale)
     return norm
 
 
@@ -47,7 +53,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def moments(model: nn.Module, optimizer: torch.optim.AdamW) -> Moments:
     """The optimizer's state by the name of its tensor: `step`, `exp_avg`, `exp_avg_sq`."""
-    return {name: dict(optimizer.state[each]) for name, each in model.named_parameters() if each in optimizer.state}
+    return {
+        name: {kind: on_first(moment) for kind, moment in optimizer.state[each].items()}
+        for name, each in model.named_parameters()
+        if each in optimizer.state
+    }
 
 
 def restore_moments(model: nn.Module, optimizer: torch.optim.AdamW, saved: Moments) -> None:
@@ -65,6 +75,6 @@ def restore_moments(model: nn.Module, optimizer: torch.optim.AdamW, saved: Momen
 
 def _fitted(moment: Tensor, tensor: Tensor) -> Tensor:
     """The moment in the tensor's shape: rows that a table grew have none yet."""
-    grown = torch.zeros_like(tensor)
+    grown = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     grown[: moment.shape[0]] = moment.to(tensor.device)
-    return grown
+    return as_split(grown, tensor)

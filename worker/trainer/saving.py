@@ -31,7 +31,8 @@ from gptjobs.foreign import HEAD
 from gptjobs.layout import Layout, checkpoint_name
 from gptjobs.progress import Alert, CheckpointWritten, Line
 from worker.child import log
-from worker.trainer import optim
+from worker.trainer import optim, shards
+from worker.trainer.ranks import ALONE, Ranks
 from worker.trainer.state import TrainingState
 
 _LEAST_PRIORITY = 19
@@ -51,10 +52,13 @@ class _InFlight:
 
 
 class Saver:
-    """Writes an attempt's checkpoints, one at a time. Left with one in flight, it waits for it."""
+    """Writes an attempt's checkpoints, one at a time. Left with one in flight, it waits for it. Of several ranks the
+    first writes, the others have only their parts of a split model to give."""
 
-    def __init__(self, layout: Layout, plan: Plan, token: int, report: Callable[[Line], None]) -> None:
-        self._layout, self._plan, self._token, self._report = layout, plan, token, report
+    def __init__(
+        self, layout: Layout, plan: Plan, token: int, report: Callable[[Line], None], ranks: Ranks = ALONE
+    ) -> None:
+        self._layout, self._plan, self._token, self._report, self._ranks = layout, plan, token, report, ranks
         self._kept = _Kept()
         self._in_flight: _InFlight | None = None
         self._is_last_chance = False
@@ -86,7 +90,8 @@ class Saver:
         """Wait until nothing is in flight, and with `saves` until the state as it is now is committed. Raises NoSpace
         or StorageAway where it cannot be."""
         self._settle()
-        if saves and at.written_step != at.step:
+        (is_due,) = self._ranks.any(self._ranks.is_first and saves and at.written_step != at.step)
+        if is_due:
             self._is_last_chance = True
             self._start(at, in_background=False)
             self._settle()
@@ -94,6 +99,8 @@ class Saver:
     def _start(self, at: TrainingState, *, in_background: bool) -> None:
         """One thread copies, then writes. It is a new one each time, as one that gave way cannot take that back."""
         content, manifest = _content(self._plan, at), _manifest(self._plan, self._token, at)
+        if not self._ranks.is_first:
+            return
         if self._kept.size == 0:
             log(f"checkpoints: {sum(each.nbytes for each in _tensors(content)) / 1e9:.3g} GB are kept for snapshots")
         place = next(at.model.parameters()).device
@@ -203,10 +210,14 @@ def _tensors(content: dict[str, Any]) -> list[Tensor]:
 
 
 def _content(plan: Plan, at: TrainingState) -> dict[str, Any]:
-    """What the file holds, with the tensors that are trained."""
+    """What the file holds, with the tensors that are trained. Where the model is split all ranks gather them, at once,
+    and only the first one gets them."""
     is_tied = plan.settled.model.tied
     return {
-        "model": {name: each for name, each in at.model.state_dict().items() if name != HEAD or not is_tied},
+        # state_dict() also has each rank keep only its part again, whose moments are asked for then
+        "model": {
+            name: shards.on_first(each) for name, each in at.model.state_dict().items() if name != HEAD or not is_tied
+        },
         "optimizer": optim.moments(at.model, at.optimizer),
         "patience": asdict(at.patience),
         "step": at.step,

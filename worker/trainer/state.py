@@ -15,7 +15,7 @@ from gptjobs.config import KEEP, Plan, TrainConfig
 from gptjobs.errors import Refused
 from gptjobs.foreign import HEAD, POSITIONS, TOKENS
 from gptjobs.layout import Layout
-from worker.trainer import optim, stored
+from worker.trainer import optim, shards, stored
 from worker.trainer.device import Device
 from worker.trainer.model import GPT, INIT_STD
 
@@ -77,6 +77,8 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     if start is not None:
         saved = stored.read(layout.path(start.name), start.manifest)
         _load_weights(model, saved["model"], start.name)
+    if train.shard:
+        shards.split(model, device)
     model.to(device.place)
     state = TrainingState(model=model, optimizer=optim.adamw(model, train, device))
     if start is None:
