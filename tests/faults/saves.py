@@ -21,9 +21,10 @@ import torch
 from gptjobs.config import Plan
 from gptjobs.layout import Layout
 from worker.trainer import optim
+from worker.trainer.commit import Hashed
 from worker.trainer.device import open_device
 from worker.trainer.model import GPT
-from worker.trainer.saving import Saver, _Hashed
+from worker.trainer.saving import Saver
 from worker.trainer.state import TrainingState
 
 JOB, TOKEN = "3f9a00000001", 1
@@ -38,7 +39,7 @@ class Operations:
         self._root, self._fatal, self._report, self._count = str(root), fatal, report, 0
         sys.addaudithook(self._audit)
         os.fsync = self._counted("fsync", os.fsync)
-        _Hashed.write = self._counted("write", _Hashed.write, every=WRITES)
+        Hashed.write = self._counted("write", Hashed.write, every=WRITES)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         changes = event in ("os.mkdir", "os.link", "os.rename", "os.remove") or event == "open"

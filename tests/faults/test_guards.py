@@ -94,7 +94,7 @@ GUARDS = (
         f"{TORN}::test_a_trainer_killed_between_any_two_steps_of_a_checkpoints_writing_leaves_the_one_before_or_this_one",
     ),
     Guard(
-        "fsync of a checkpoint before it has its name", "worker/trainer/saving.py",
+        "fsync of a checkpoint before it has its name", "worker/trainer/commit.py",
         "            os.fsync(file.fileno())\n", "",
         f"{TORN}::test_a_trainer_killed_between_any_two_steps_of_a_checkpoints_writing_leaves_the_one_before_or_this_one",
     ),

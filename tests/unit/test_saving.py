@@ -27,7 +27,7 @@ from tests.unit.test_training import (
     planned,
     tensors,
 )
-from worker.trainer import optim, saving, state
+from worker.trainer import commit, optim, saving, state
 from worker.trainer.saving import Saver
 from worker.trainer.state import TrainingState
 
@@ -111,6 +111,32 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_it_counts_once_it_is
     told = [each.step for each in ended.lines if isinstance(each, Progress | CheckpointWritten)]
     assert told in ([0, 1, 2, 3, 4, 5, 3, 6, 6], [0, 1, 2, 3, 4, 5, 6, 3, 6])
     assert steps_of(layout) == [3, 6]
+
+
+def test_one_that_gets_no_processor_is_written_by_the_loop_that_waits_for_it(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, writers = commit.Hashed.write, set()
+
+    def held(hashed: commit.Hashed, data: Any) -> int:
+        writers.add(threading.current_thread().name)
+        if hashed._given_up is not None:
+            wait_for(hashed._given_up)
+        return write(hashed, data)
+
+    monkeypatch.setattr(commit.Hashed, "write", held)
+    monkeypatch.setattr(saving, "PATIENCE_S", 0.0)
+    at = state.load(layout, plan := planned(layout, "job"), None, CPU)
+    with Saver(layout, plan, 1, lambda line: None) as saver:
+        update(at, saver)
+        before = clones(at)
+        saver.begin(at)
+        update(at, saver)
+        saver.finish(at, saves=False)
+    (made,) = checkpoint.of_job(layout, "job")
+    assert_same_bits(tensors(layout, made), before)
+    assert len(writers) == 2
+    assert sorted(path.suffix for path in layout.job_checkpoints("job").iterdir()) == [".json", ".pt"]
 
 
 def test_a_checkpoint_that_is_due_while_one_is_written_waits_for_it(
@@ -209,7 +235,7 @@ def test_checkpoints_change_no_bit_of_the_weights(layout: Layout) -> None:
 
 
 def test_the_file_is_an_ordinary_one_of_torchs(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(commit, "_CHUNK_BYTES", 1000)
     made = attempted(layout, planned(layout, "job")).last
     path = layout.path(made.name)
     with zipfile.ZipFile(path) as archive:

@@ -5,17 +5,13 @@ loop waits for that copy, nothing else. The thread then writes the file, hashes 
 training leaves of the processors.
 """
 
-import hashlib
-import os
 import platform
-import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,22 +19,20 @@ import torch
 from torch import Tensor
 
 import gptjobs
-from gptjobs import durable, storage
-from gptjobs.checkpoint import Cursor, Losses, Manifest, manifest_path
+from gptjobs.checkpoint import Cursor, Losses, Manifest
 from gptjobs.config import Plan
 from gptjobs.errors import GptjobsError
 from gptjobs.foreign import HEAD
-from gptjobs.layout import Layout, checkpoint_name
+from gptjobs.layout import Layout
 from gptjobs.progress import Alert, CheckpointWritten, Line
 from worker.child import log
 from worker.trainer import optim, shards
+from worker.trainer.commit import GivenUp, commit
 from worker.trainer.ranks import ALONE, Ranks
 from worker.trainer.state import TrainingState
 
-_LEAST_PRIORITY = 19
-"""as `nice` counts: behind all else that wants a processor"""
-_CHUNK_BYTES = 1 << 22
-"""written, and hashed while the processor's cache has them"""
+PATIENCE_S = 30.0
+"""of the loop with a checkpoint that it waits for"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,19 @@ class _InFlight:
     step: int
     copying: "Future[torch.cuda.Event | None]"
     writing: Future[CheckpointWritten]
+    given_up: threading.Event
+    write_here: Callable[[], CheckpointWritten]
+
+    def result(self) -> CheckpointWritten:
+        """Wait until it is committed. Where other programs leave its thread no processor, this one writes it."""
+        try:
+            return self.writing.result(PATIENCE_S)
+        except TimeoutError:
+            self.given_up.set()
+        try:
+            return self.writing.result()
+        except GivenUp:
+            return self.write_here()
 
 
 class Saver:
@@ -107,34 +114,23 @@ class Saver:
         updated = torch.cuda.current_stream(place).record_event() if place.type == "cuda" else None
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         copying = thread.submit(self._kept.copy, _tensors(content), updated)
-        writing = thread.submit(self._write, content, manifest, copying, in_background)
+        given_up = threading.Event()
+        write = partial(self._write, content, manifest, copying)
+        writing = thread.submit(write, given_up if in_background else None)
         thread.shutdown(wait=False)
-        self._in_flight = _InFlight(at, at.step, copying, writing)
+        self._in_flight = _InFlight(at, at.step, copying, writing, given_up, partial(write, None))
         if place.type == "mps":  # Metal is given work by one thread at a time
             copying.result()
 
     def _write(
         self, content: dict[str, Any], manifest: Manifest, copying: "Future[torch.cuda.Event | None]",
-        in_background: bool,
+        given_up: threading.Event | None,
     ) -> CheckpointWritten:  # fmt: skip
-        """Commit the copy: the file, then its manifest, each durable before it has its name. Raises NoSpace or
-        StorageAway where the storage does not take it; what was there before stays as it is."""
+        """Commit the copy."""
         copied = copying.result()
         if copied is not None:
             copied.synchronize()
-        folder = self._layout.job_checkpoints(self._plan.job)
-        try:
-            storage.check(self._layout)
-            durable.make_folder(folder)
-            path, size, sha256 = _write_tensors(folder, manifest, self._kept.in_place_of(content), in_background)
-            _write_manifest(path, replace(manifest, size=size, sha256=sha256, written_at=time.time()))
-        except OSError as error:
-            what = f"the checkpoint of step {manifest.step} could not be written"
-            hint = f"free space in {folder}; it goes on from {manifest.parent or 'the start'}"
-            raise storage.told(error, what, hint) from error
-        return CheckpointWritten(
-            name=path.name, step=manifest.step, tokens=manifest.tokens, size=size, val_loss=manifest.losses.val_loss
-        )
+        return commit(self._layout, self._plan.job, manifest, self._kept.in_place_of(content), given_up)
 
     def _settle(self) -> None:
         """Wait for the one in flight, and tell what became of it. Raises where two in a row could not be written."""
@@ -142,7 +138,7 @@ class Saver:
             return
         ended, self._in_flight = self._in_flight, None
         try:
-            written = ended.writing.result()
+            written = ended.result()
         except GptjobsError as error:
             if self._is_last_chance:
                 raise
@@ -249,82 +245,3 @@ def _manifest(plan: Plan, token: int, at: TrainingState) -> Manifest:
             "python": platform.python_version(),
         },
     )
-
-
-def _write_tensors(
-    folder: Path, manifest: Manifest, content: dict[str, Any], in_background: bool
-) -> tuple[Path, int, str]:
-    """Write the `.pt` under a name that no file has; the timestamp moves on where one has it."""
-    beside = durable.temporary(folder / "checkpoint.pt")
-    try:
-        with beside.open("xb", buffering=0) as file:
-            hashed = _Hashed(file, in_background)
-            try:
-                torch.save(content, hashed)  # type: ignore[arg-type]  # only write is called
-            except RuntimeError:
-                if hashed.error is not None:  # torch closes its zip all the same, and says only that it could not
-                    raise hashed.error from None
-                raise
-            os.fsync(file.fileno())
-        now = time.time()
-        while True:
-            path = folder / checkpoint_name(manifest.data_name, manifest.step, now)
-            now += 1.0
-            if manifest_path(path).exists():
-                continue
-            with suppress(FileExistsError):
-                durable.place(beside, path)
-                return path, hashed.size, hashed.sha256.hexdigest()
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _write_manifest(path: Path, manifest: Manifest) -> None:
-    """Commit the file; one that cannot be committed only takes space."""
-    try:
-        durable.create(manifest_path(path), durable.to_json(manifest.to_dict()))
-    except OSError:
-        with suppress(OSError):
-            if not manifest_path(path).exists():
-                path.unlink()
-        raise
-
-
-class _Hashed:
-    """Hashes what is written on its way to the file, so that nothing is read again."""
-
-    def __init__(self, file: Any, in_background: bool) -> None:
-        self._file, self._in_background = file, in_background
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-        self.error: OSError | None = None
-        """of the first write that failed"""
-
-    def write(self, data: Any) -> int:
-        if self._in_background and self.size == 0:
-            _give_way()
-        view = memoryview(data).cast("B")
-        for first in range(0, len(view), _CHUNK_BYTES):
-            self._write_chunk(view[first : first + _CHUNK_BYTES])
-        return len(view)
-
-    def _write_chunk(self, chunk: memoryview) -> None:
-        written = 0
-        try:
-            while written < len(chunk):
-                written += self._file.write(chunk[written:])
-        except OSError as error:
-            self.error = self.error or error
-            raise
-        self.sha256.update(chunk)
-        self.size += len(chunk)
-
-    def flush(self) -> None:
-        pass
-
-
-def _give_way() -> None:
-    """Let this thread take what training leaves of the processors; only Linux has priorities for threads. Not before
-    the pickle is made: a thread that waits for a processor must not hold Python's lock meanwhile."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
