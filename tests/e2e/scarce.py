@@ -30,10 +30,10 @@ def trainer(fit: int) -> int:
 
     loss = GPT.loss
 
-    def with_little_memory(model: GPT, tokens: Any, targets: Any) -> Any:
+    def with_little_memory(model: GPT, tokens: Any, *others: Any) -> Any:
         if len(tokens) > fit:
             raise torch.OutOfMemoryError(f"no memory for {len(tokens)} at once")
-        return loss(model, tokens, targets)
+        return loss(model, tokens, *others)
 
     GPT.loss = with_little_memory
     return main()

@@ -80,7 +80,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     plan = Plan.from_dict(json.loads(Layout(folder / "root").config_file(JOB).read_bytes()))
-    model = GPT(plan.settled.model, 0.0)
+    model = GPT(plan.settled.model)
     at = TrainingState(model=model, optimizer=optim.adamw(model, plan.settled.train, open_device("cpu", "float32")))
     saved(folder / "root", at)
     fatal, lives = 0, False
