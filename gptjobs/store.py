@@ -431,10 +431,13 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
+_strict = json.JSONDecoder(parse_constant=_no_number)
+
+
 def _job(id: str, record: Mapping[str, str]) -> Job:
     """Raises Refused for a record that this version cannot read, or that is another job's."""
     try:
-        spec = json.loads(record["spec"], parse_constant=_no_number)
+        spec = _strict.decode(record["spec"])
         if spec["id"] != id:
             raise Refused(f"the record of job {plain(id)} is another job's")
         request = JobSpec.from_dict(spec)

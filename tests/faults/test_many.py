@@ -10,7 +10,6 @@ from tests.faults.scene import Scene
 
 JOBS, WORKERS = 1000, 10
 LIST_S = 0.3
-"""for the jobs, besides what starting a command takes"""
 
 
 def test_two_submits_of_the_same_thing_at_once_are_two_jobs(scene: Scene) -> None:
@@ -28,7 +27,6 @@ def test_two_submits_of_the_same_thing_at_once_are_two_jobs(scene: Scene) -> Non
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_1000_jobs_on_10_workers_are_each_done_once(scene: Scene) -> None:
-    empty_s = seconds_to_list(scene)
     template = scene.job(scene.submit(["step"], steps=1)).spec
     for number in range(1, JOBS):
         spec = JobSpec.from_dict({**template.to_dict(), "id": f"{number:012x}", "submitted_at": time.time()})
@@ -37,7 +35,7 @@ def test_1000_jobs_on_10_workers_are_each_done_once(scene: Scene) -> None:
     jobs = [each.spec.id for each in scene.store.all()]
     assert len(jobs) == JOBS
     assert len(scene.gptjobs.ok("list").splitlines()) == JOBS + 1
-    assert seconds_to_list(scene) - empty_s < LIST_S
+    assert seconds_to_list(scene) < LIST_S
     for number in range(WORKERS):
         scene.worker(f"worker{number}")
     eventually(lambda: all(each.state.is_terminal for each in scene.store.all()), 800)
@@ -47,9 +45,9 @@ def test_1000_jobs_on_10_workers_are_each_done_once(scene: Scene) -> None:
 
 
 def seconds_to_list(scene: Scene) -> float:
-    """Of several times the least."""
+    """From the start of the command to its end; of several times the least, as others use the machine too."""
     taken = []
-    for _ in range(5):
+    for _ in range(10):
         began = time.monotonic()
         scene.gptjobs.ok("list")
         taken.append(time.monotonic() - began)
