@@ -56,11 +56,14 @@ class Arithmetic:
     exact: bool
     capability: str
     """instructions of the CPU that torch uses"""
+    torch: str
+    """its version"""
 
     def __str__(self) -> str:
         threads = f"{self.threads} {'thread' if self.threads == 1 else 'threads'}"
         how = "compiled" if self.compiled else "not compiled"
-        return f"{self.device}, {threads} ({self.capability}), {self.precision}, {how}" + ", exact" * self.exact
+        exact = ", exact" * self.exact
+        return f"{self.device}, {threads} ({self.capability}), {self.precision}, {how}{exact}, torch {self.torch}"
 
 
 def settle(
@@ -70,6 +73,7 @@ def settle(
     """Let the state's model, and torch, compute as the job does on this kind of device; returns the device with its
     precision. `gradients` are computed, and not used, where a probe has to time them."""
     if plan.settled.train.exact:
+        os.putenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it, in C, before its first product
         torch.use_deterministic_algorithms(True)
         torch.backends.cuda.matmul.allow_tf32 = False
     path = layout.arithmetic_file(plan.job, device.place.type)
@@ -79,7 +83,7 @@ def settle(
             durable.create(path, durable.to_json({"schema": SCHEMA, **asdict(made)}))
     ranks.any(False)  # the others wait until it is there
     kept = Arithmetic(**known(Arithmetic.__dataclass_fields__, json.loads(path.read_bytes())))
-    here = replace(kept, threads=_threads(kept), capability=torch.backends.cpu.get_cpu_capability())
+    here = replace(kept, threads=_threads(kept), capability=_capability(), torch=torch.__version__)
     at.arithmetic = str(here)
     at.model.compile_blocks(here.compiled)
     otherwise = {str(kept)} | ({start.manifest.arithmetic} if start and start.manifest.job == plan.job else set())
@@ -126,8 +130,13 @@ def _decided(
         precision=precision,
         compiled=compiled,
         exact=train.exact,
-        capability=torch.backends.cpu.get_cpu_capability(),
+        capability=_capability(),
+        torch=torch.__version__,
     )
+
+
+def _capability() -> str:
+    return str(torch.backends.cpu.get_cpu_capability())
 
 
 def _seconds_left(plan: Plan, at: TrainingState, device: Device) -> float:
