@@ -22,7 +22,7 @@ import numpy as np
 
 from bench import ours
 from gptjobs import progress
-from gptjobs.config import TRAIN_FIELDS, ModelConfig, TrainConfig
+from gptjobs.config import ModelConfig, TrainConfig
 from gptjobs.layout import Layout
 
 TOKENS = 1_000_000
@@ -115,10 +115,11 @@ def contenders(nanogpt: Path | None) -> list[Contender]:
         "transformers": partial(_rival, ["transformers"]),
         "transformers, compiled": partial(_rival, ["transformers", "--compile"]),
         "gptjobs": partial(_ours, {}),
+        "gptjobs, compile on": partial(_ours, {"compile": "on"}),
+        "gptjobs, compile off": partial(_ours, {"compile": "off"}),
+        "gptjobs, precision auto": partial(_ours, {"precision": "auto"}),
+        "floor": partial(_rival, ["floor"]),
     }
-    if "compile" in TRAIN_FIELDS:
-        launches |= {f"gptjobs, compile {each}": partial(_ours, {"compile": each}) for each in ("on", "off")}
-    launches |= {"floor": partial(_rival, ["floor"])}
     return [Contender(name=name, launch=launch) for name, launch in launches.items()]
 
 
@@ -170,6 +171,7 @@ def _ours(hyperparameters: dict[str, Any], shape: Shape, folder: Path) -> Launch
         n_layer=shape.n_layer, n_head=shape.n_head, n_embd=shape.n_embd, n_positions=shape.block,
         vocab_size=shape.vocab_size,
     )  # fmt: skip
+    hyperparameters = {"precision": "float32" if shape.device == "cpu" else "bfloat16", **hyperparameters}
     train = TrainConfig(
         data=DATA, encoding=tokens.stem, steps=ENDLESS, batch_size=shape.batch, block_size=shape.block,
         learning_rate=RATE, schedule="constant", warmup_steps=0, eval_interval=ENDLESS, eval_tokens=1,
