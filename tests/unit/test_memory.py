@@ -22,7 +22,7 @@ from gptjobs.record import PastAttempt
 from tests.unit.conftest import NOON
 from tests.unit.test_training import CPU, Ended, attempted, contents, planned
 from worker.child import Stop
-from worker.trainer import memory
+from worker.trainer import memory, optim
 from worker.trainer.loop import train
 from worker.trainer.model import GPT
 
@@ -145,11 +145,11 @@ def test_another_error_is_not_taken_for_too_little_memory(layout: Layout, monkey
 def test_an_optimizer_without_memory_ends_the_attempt(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some weights may have been updated: the step cannot be done again."""
 
-    def step(optimizer: torch.optim.AdamW) -> None:
+    def step(optimizer: optim.AdamW) -> None:
         raise torch.OutOfMemoryError(CUDA_SAYS)
 
     seen = scarce(monkeypatch, lambda model, inputs: False)
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(optim.AdamW, "step", step)
     with pytest.raises(torch.OutOfMemoryError):
         attempted(layout, planned(layout, "job", eval_tokens=8))
     assert seen == [1, 4]

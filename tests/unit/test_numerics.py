@@ -56,10 +56,10 @@ def own_losses(model: GPT) -> list[float]:
     optimizer = optim.adamw(model, train, open_device("cpu", "float32"))
     losses = []
     for step in range(STEPS):
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss = model.loss(*batch(step))
         loss.backward()
-        optim.clip(optimizer, train.grad_clip)
+        optimizer.clip()
         optimizer.step()
         losses.append(loss.item())
     return losses

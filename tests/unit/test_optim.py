@@ -17,7 +17,7 @@ def model_of(config: ModelConfig = CONFIG) -> GPT:
     return GPT(config)
 
 
-def trained(model: GPT, train: TrainConfig, updates: int = 3) -> torch.optim.AdamW:
+def trained(model: GPT, train: TrainConfig, updates: int = 3) -> optim.AdamW:
     """The model's optimizer after some updates."""
     optimizer = optim.adamw(model, train, CPU)
     draws = torch.Generator().manual_seed(4)
@@ -44,14 +44,54 @@ def test_matrices_decay_and_nothing_else_does() -> None:
 def test_every_tensor_is_updated_once() -> None:
     model = model_of()
     optimizer = optim.adamw(model, TrainConfig(), CPU)
-    held = [id(each) for group in optimizer.param_groups for each in group["params"]]
+    held = [id(each) for parameters, _ in optimizer.groups for each in parameters]
     assert sorted(held) == sorted(id(each) for each in model.parameters())
 
 
-def test_a_set_learning_rate_holds_for_all_tensors() -> None:
-    optimizer = optim.adamw(model_of(), TrainConfig(learning_rate=0.1), CPU)
-    optim.set_learning_rate(optimizer, 0.025)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]
+def torchs(model: GPT, train: TrainConfig) -> torch.optim.AdamW:
+    matrices = [each for each in model.parameters() if each.dim() >= 2]
+    vectors = [each for each in model.parameters() if each.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(train.beta1, train.beta2), eps=train.epsilon, foreach=False, fused=False)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("grad_clip", [0.0, 0.05])
+def test_updates_are_those_of_torchs_own_adamw_at_the_rate_of_each(fused: bool, grad_clip: float) -> None:
+    train = TrainConfig(weight_decay=0.5, beta1=0.8, beta2=0.9, grad_clip=grad_clip)
+    models = model_of(), model_of()
+    own, other = optim.AdamW(models[0], train, fused=fused), torchs(models[1], train)
+    draws = torch.Generator().manual_seed(4)
+    for rate in (0.1, 0.02, 0.005):
+        own.rate = rate
+        for group in other.param_groups:
+            group["lr"] = rate
+        for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=draws) * 0.01
+            two.grad = one.grad.clone()
+        norm = own.clip()
+        assert norm > 0.05
+        torch.nn.utils.clip_grad_norm_(models[1].parameters(), grad_clip or torch.inf)
+        own.step()
+        other.step()
+    for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    assert {each["step"].item() for each in own.state.values()} == {3}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_update_whose_gradient_is_not_finite_is_not_applied(value: float) -> None:
+    model = model_of()
+    optimizer = trained(model, TrainConfig())
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    steps = [each["step"].item() for each in optimizer.state.values()]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    model.wpe.weight.grad[0, 0] = value
+    assert not optimizer.clip().isfinite()
+    optimizer.step()
+    assert [name for name, each in model.named_parameters() if not torch.equal(each, before[name])] == []
+    assert [each["step"].item() for each in optimizer.state.values()] == steps
 
 
 def test_restored_moments_lie_under_their_tensors() -> None:
@@ -95,10 +135,8 @@ def test_restoring_brings_back_neither_rate_nor_betas_nor_decay_nor_epsilon() ->
     second = model_of()
     optimizer = optim.adamw(second, new, CPU)
     optim.restore_moments(second, optimizer, saved)
-    matrices, vectors = optimizer.param_groups
-    for group in (matrices, vectors):
-        assert (group["lr"], group["betas"], group["eps"]) == (0.001, (0.9, 0.99), 1e-6)
-    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.02, 0.0)
+    assert (optimizer.rate, optimizer.train) == (0.001, new)
+    assert [decay for _, decay in optimizer.groups] == [0.02, 0.0]
 
 
 @pytest.mark.parametrize("rows", [9, 13])

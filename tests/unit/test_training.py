@@ -21,7 +21,7 @@ from gptjobs.job import Cause
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Finished, Line, Progress
 from worker.child import Stop
-from worker.trainer import saving, state
+from worker.trainer import commit, saving, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import open_device
 from worker.trainer.loop import train
@@ -421,7 +421,7 @@ def test_a_second_checkpoint_in_the_same_second_overwrites_nothing(
 ) -> None:
     plan = planned(layout, "job")
     at = state.load(layout, plan, None, CPU)
-    monkeypatch.setattr(saving.time, "time", lambda: 1.75e9)
+    monkeypatch.setattr(commit.time, "time", lambda: 1.75e9)
     save(layout, plan, at)
     before = files(layout.job_checkpoints("job"))
     save(layout, plan, at)

@@ -14,7 +14,7 @@ from gptjobs.config import Plan, Settled, TrainConfig
 from gptjobs.layout import Layout
 from gptjobs.progress import Finished, Line, Progress, Stage, StageBegan, TrainerOutcome, in_words
 from worker.child import Stop, log
-from worker.trainer import arithmetic, optim, state
+from worker.trainer import arithmetic, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
 from worker.trainer.memory import Fitting
@@ -75,10 +75,10 @@ def _train(
     meter.restart()
     while at.step < settled.end_step:
         rate = config.learning_rate_at(at.step)
-        optim.set_learning_rate(at.optimizer, rate)
+        at.optimizer.rate = rate
         loss = gradients(device)
-        ranks.add_up([*optim.gradients(at.optimizer), loss])
-        meter.add(loss, optim.clip(at.optimizer, config.grad_clip))
+        ranks.add_up([*at.optimizer.gradients, loss])
+        meter.add(loss, at.optimizer.clip())
         if at.step == first_step:
             meter.line(rate, ends_interval=False)
         saver.before_update()
@@ -125,7 +125,7 @@ def _gradients(
     tokens, targets = data.batch(at.windows + own.start, len(own))
     total = torch.zeros((), device=device.place)
     count = config.batch_size * config.block_size
-    at.optimizer.zero_grad(set_to_none=True)
+    at.optimizer.zero_grad()
     for first in range(0, len(own), windows):
         rows = slice(first, first + windows)
         inputs = device.put(tokens[rows])

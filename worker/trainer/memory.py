@@ -62,7 +62,7 @@ class Fitting:
             self._halve(reason)
 
     def _halve(self, reason: str) -> None:
-        self._at.optimizer.zero_grad(set_to_none=True)
+        self._at.optimizer.zero_grad()
         self._device.empty_cache()
         before, self.windows = self.windows, halved(self.windows)
         kind = self._device.place.type

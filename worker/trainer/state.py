@@ -41,7 +41,7 @@ class TrainingState:
     """All that changes from step to step."""
 
     model: GPT
-    optimizer: torch.optim.AdamW
+    optimizer: optim.AdamW
     step: int = 0
     tokens: int = 0
     windows: int = 0
