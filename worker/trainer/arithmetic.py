@@ -111,17 +111,20 @@ def _decided(
     """What the config says, and where it leaves it open, what is faster here."""
     train = plan.settled.train
     precision, compiled = device.precision, train.compile == "on"
-    if not (train.exact or at.model.is_split) and _seconds_left(plan, at, device) >= PROBED_FROM_S:
+    may_halve = train.precision == "auto" and _computes_in_bfloat16(device)
+    may_compile = train.compile == "auto" and _can_compile(device)
+    is_open = (may_halve or may_compile) and not (train.exact or at.model.is_split)
+    if is_open and _seconds_left(plan, at, device) >= PROBED_FROM_S:
         report(StageBegan(stage="probing"))
         began = time.monotonic()
         _seconds(gradients, device)  # the first one also warms up
         taken = _best(gradients, device)
-        if train.precision == "auto" and _computes_in_bfloat16(device):
+        if may_halve:
             halved = _best(gradients, replace(device, precision="bfloat16"))
             log(f"probe: an update takes {taken:.3f} s in float32, {halved:.3f} s in bfloat16")
             if halved < _GAINS * taken:
                 precision, taken = "bfloat16", halved
-        if train.compile == "auto" and _can_compile(device):
+        if may_compile:
             compiled = _pays(at, replace(device, precision=precision), gradients, taken)
         log(f"probe: {time.monotonic() - began:.0f} s in all")
     return Arithmetic(
