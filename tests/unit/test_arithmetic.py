@@ -13,7 +13,7 @@ from gptjobs.history import History
 from gptjobs.layout import Layout
 from gptjobs.progress import ArithmeticSettled, Progress, StageBegan
 from tests.unit.test_training import Ended, attempted, planned
-from worker.trainer import arithmetic, loop
+from worker.trainer import arithmetic, optim
 from worker.trainer.device import Device
 from worker.trainer.model import GPT
 
@@ -40,7 +40,7 @@ def test_it_is_written_down_before_the_first_step_and_named_in_every_checkpoint(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(loop.optim, "clip", lambda *inputs: seen.append(kept(layout)) or torch.ones(()))
+    monkeypatch.setattr(optim.AdamW, "clip", lambda optimizer: seen.append(kept(layout)) or torch.ones(()))
     ended = attempted(layout, planned(layout, "job", steps=1))
     assert seen[0] == kept(layout)
     assert (seen[0]["precision"], seen[0]["compiled"], seen[0]["device"]) == ("float32", False, "cpu")
