@@ -155,9 +155,9 @@ def _load(path: Path, at: TrainingState) -> tuple[float, float]:
 def step(at: TrainingState, tokens: Tensor, way: Any = None) -> tuple[float, float]:
     """Make one as the trainer does; returns its seconds, and those in which `way` held it up."""
     began = time.perf_counter()
-    at.optimizer.zero_grad(set_to_none=True)
+    at.optimizer.zero_grad()
     at.model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
-    torch.nn.utils.clip_grad_norm_(at.model.parameters(), 1.0)
+    at.optimizer.clip()
     blocked = 0.0
     if way is not None:
         waits = time.perf_counter()
