@@ -230,7 +230,7 @@ def test_no_space_on_a_real_disk(gptjobs: Commands, store: Store, small_disk: tu
 def paused_after_two(gptjobs: Commands, workers: Workers, store: Store, layout: Layout) -> tuple[str, list[Checkpoint]]:
     """A job that is paused, and its checkpoints."""
     workers.start()
-    job = submit(gptjobs, steps=1500, interval=300)
+    job = submit(gptjobs, steps=6000, interval=300)
     eventually(lambda: len(saved(layout, job)) >= 2)
     gptjobs.ok("pause", job)
     eventually(lambda: state(store, job) == "paused")
