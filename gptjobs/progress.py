@@ -107,10 +107,7 @@ class Finished:
 
 
 Line = StageBegan | Progress | CheckpointWritten | MicroBatch | Alert | ArithmeticSettled | Finished
-KINDS: dict[str, type[Line]] = {
-    each.kind: each
-    for each in (StageBegan, Progress, CheckpointWritten, MicroBatch, Alert, ArithmeticSettled, Finished)
-}
+KINDS: dict[str, type[Line]] = {each.kind: each for each in get_args(Line)}
 _TYPES = {each: get_type_hints(each) for each in KINDS.values()}
 
 

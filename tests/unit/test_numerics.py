@@ -102,13 +102,19 @@ def test_losses_stay_what_they_were_in_earlier_versions(
     assert losses(attempted(layout, planned(layout, "job", **values))) == pytest.approx(frozen, abs=2e-5)
 
 
-@pytest.mark.parametrize("values", [{}, {"dropout": 0.2, "micro_batch": 3}, {"recompute": True}])
-def test_in_bfloat16_too_resumed_is_bit_equal_to_never_stopped(layout: Layout, values: dict[str, Any]) -> None:
-    values = {**values, "precision": "bfloat16"}
+def never_stopped_and_resumed_alike(layout: Layout, **values: Any) -> Ended:
+    """A job that never stopped, whose bits are those of one that did."""
     never = attempted(layout, planned(layout, "never", **values))
     plan = planned(layout, "stopped", **values)
     attempted(layout, plan, stop_at=2)
     assert_same_bits(tensors(layout, never.last), tensors(layout, attempted(layout, plan).last))
+    return never
+
+
+@pytest.mark.parametrize("values", [{}, {"dropout": 0.2, "micro_batch": 3}, {"recompute": True}])
+def test_in_bfloat16_too_resumed_is_bit_equal_to_never_stopped(layout: Layout, values: dict[str, Any]) -> None:
+    values = {**values, "precision": "bfloat16"}
+    never = never_stopped_and_resumed_alike(layout, **values)
     in_float32 = attempted(layout, planned(layout, "float32", **{**values, "precision": "float32"}))
     assert losses(in_float32) != losses(never), "it computed in bfloat16"
     assert losses(in_float32) == pytest.approx(losses(never), rel=0.02)
@@ -120,10 +126,7 @@ def test_in_bfloat16_too_resumed_is_bit_equal_to_never_stopped(layout: Layout, v
 @pytest.mark.parametrize("values", [{}, {"dropout": 0.2}, {"recompute": True}])
 def test_compiled_too_resumed_is_bit_equal_to_never_stopped(layout: Layout, values: dict[str, Any]) -> None:
     compiled = {**values, "compile": "on"}
-    never = attempted(layout, planned(layout, "never", **compiled))
-    plan = planned(layout, "stopped", **compiled)
-    attempted(layout, plan, stop_at=2)
-    assert_same_bits(tensors(layout, never.last), tensors(layout, attempted(layout, plan).last))
+    never = never_stopped_and_resumed_alike(layout, **compiled)
     assert "not compiled" not in (never.last.manifest.arithmetic or "not compiled")
     eager = attempted(layout, planned(layout, "eager", **values, compile="off"))
     assert losses(never) == pytest.approx(losses(eager), abs=1e-4)

@@ -26,6 +26,7 @@ from gptjobs.layout import Layout
 from gptjobs.progress import ArithmeticSettled, Line, StageBegan
 from worker.child import log
 from worker.trainer.device import Device
+from worker.trainer.memory import first_line
 from worker.trainer.model import flops_per_token
 from worker.trainer.ranks import Ranks
 from worker.trainer.state import TrainingState
@@ -91,8 +92,8 @@ def settle(
     report(ArithmeticSettled(step=at.step, words=str(here), before=before))
     if ranks.is_first:
         log(f"arithmetic: {here}")
-    if ranks.is_first and before is not None:
-        log(f"before it was {before}: from step {at.step} on, this job is not bit-equal to one that never stopped")
+        if before is not None:
+            log(f"before it was {before}: from step {at.step} on, this job is not bit-equal to one that never stopped")
     return replace(device, precision=here.precision)
 
 
@@ -167,7 +168,7 @@ def _pays(at: TrainingState, device: Device, gradients: Gradients, taken: float)
         compiling = _seconds(gradients, device)
         compiled = _best(gradients, device)
     except RuntimeError as error:  # of torch's compiler, or of the C++ compiler it calls
-        log(f"probe: compilation failed here: {next(iter(str(error).splitlines()), '')}")
+        log(f"probe: compilation failed here: {first_line(error)}")
         compiled, compiling = math.inf, 0.0
     finally:
         at.model.compile_blocks(False)
