@@ -74,7 +74,8 @@ def loss_of_theirs(layout: Layout, plan: Plan, clone: Path | None) -> float:
         optimizer.zero_grad(set_to_none=True)
     model.eval()
     with torch.no_grad():
-        held_out = list(data.held_out(config.eval_tokens, config.batch_size))
+        places = range(data.held_out_windows(config.eval_tokens, config.block_size))
+        held_out = list(data.held_out(places, config.block_size, config.batch_size))
         total = sum(_loss(model, *each).item() * each[1].numel() for each in held_out)
     return total / sum(each[1].numel() for each in held_out)
 

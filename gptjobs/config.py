@@ -112,6 +112,10 @@ class TrainConfig:
     eval_tokens: int = _hyper(
         32768, "Held-out tokens that an evaluation reads, the same every time.", low=1, high=10**9
     )
+    eval_context: int = _hyper(
+        0, "Context length of evaluations: jobs of other block sizes compare at the same. 0: the block size.", low=0,
+        high=1 << 20,
+    )  # fmt: skip
     checkpoint_interval: int = _hyper(500, "Steps between checkpoints.", low=1, high=10**9)
     log_interval: int = _hyper(10, "Steps between lines of progress.", low=1, high=10**6)
     target_val_loss: float = _hyper(0.0, "Stop early at this validation loss, in nats. 0: off.", low=0.0, high=1e3)
@@ -145,6 +149,11 @@ class TrainConfig:
         """That are asked for on each device; fewer where memory runs out."""
         part = -(-self.batch_size // self.gpus)
         return min(self.micro_batch or part, part)
+
+    @property
+    def evaluated_at(self) -> int:
+        """The context length of evaluations."""
+        return self.eval_context or self.block_size
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of the update that makes step `step` + 1: the schedule's, less while a rewarm goes on."""
@@ -395,6 +404,7 @@ def _shape_in_words(model: ModelConfig) -> str:
 def _fit_positions(put: Any, values: dict[str, Any], origins: dict[str, str], parent: Settled | None) -> None:
     block, rows = values["block_size"], values["n_positions"]
     if block <= rows:
+        _refuse_longer_evaluations(values["eval_context"], rows)
         return
     if parent is None and origins["n_positions"] == "default":
         put("n_positions", block, "block size")
@@ -404,6 +414,14 @@ def _fit_positions(put: Any, values: dict[str, Any], origins: dict[str, str], pa
         raise Refused(
             f"block size {block} is larger than the position table, which has {rows} rows",
             hint=f"--block-size {rows} or smaller, or --grow-positions to add untrained rows",
+        )
+
+
+def _refuse_longer_evaluations(context: int, rows: int) -> None:
+    if context > rows:
+        raise Refused(
+            f"evaluations at a context of {context} tokens are longer than the position table, which has {rows} rows",
+            hint=f"--eval-context {rows} or smaller",
         )
 
 

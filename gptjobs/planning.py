@@ -123,10 +123,11 @@ def _check_data(layout: Layout, made: Plan, source: Path) -> None:
         if train.encoding != BYTES and not encoding.file(layout).is_file():
             raise NotFound(f"the encoding {train.encoding} is not in {layout.encodings}", hint="gptjobs data encoding")
     count = done.token_count if done else source.stat().st_size
-    needed = HELD_OUT_PART * (train.block_size + 1)
+    context = max(train.block_size, train.evaluated_at)
+    needed = HELD_OUT_PART * (context + 1)
     if count < needed:
         raise Refused(
             f"the data {train.data} is too short: {count:,} {'tokens' if done else 'bytes'}; block size "
-            f"{train.block_size} needs {needed:,}, as a tenth is held out for validation",
+            f"{context} needs {needed:,}, as a tenth is held out for validation",
             hint="more data, or a smaller --block-size",
         )

@@ -11,6 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
+MOST_GROUPS = 256
+"""of an evaluation's windows in a line"""
+LOSS_DIGITS = 6
+"""after the point"""
 _LARGEST = 1e300
 """of any number in a line"""
 
@@ -45,6 +49,18 @@ class Progress:
     eta_s: float | None
     mfu: float | None = None
     """part of the device's products that training uses, where its peak is known"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The held-out windows of an evaluation, in order, in at most MOST_GROUPS groups of equal size: their mean losses
+    in nats a token. Of jobs that were evaluated on the same windows, they compare one by one."""
+
+    kind: ClassVar[str] = "evaluated"
+    step: int
+    eval_context: int
+    eval_tokens: int
+    losses: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +122,7 @@ class Finished:
     cause: str | None = None
 
 
-Line = StageBegan | Progress | CheckpointWritten | MicroBatch | Alert | ArithmeticSettled | Finished
+Line = StageBegan | Progress | Evaluated | CheckpointWritten | MicroBatch | Alert | ArithmeticSettled | Finished
 KINDS: dict[str, type[Line]] = {each.kind: each for each in get_args(Line)}
 _TYPES = {each: get_type_hints(each) for each in KINDS.values()}
 
@@ -116,8 +132,12 @@ def encode(line: Line, *, seconds: float) -> str:
     them."""
     record = {"schema": SCHEMA, "kind": line.kind, "time": round(seconds, 3)}
     for name, value in asdict(line).items():
-        record[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+        record[name] = [_finite(each) for each in value] if isinstance(value, list) else _finite(value)
     return json.dumps(record, allow_nan=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def decode(text: str) -> Line | None:
@@ -148,6 +168,8 @@ def _holds(type_: Any, value: object) -> bool:
     """Whether a field of that type holds the value: a whole number is a number too, NaN and true are none."""
     if get_origin(type_) is Literal:
         return value in get_args(type_)
+    if get_origin(type_) is list:
+        return isinstance(value, list) and all(_holds(get_args(type_)[0], each) for each in value)
     if isinstance(value, int | float):
         of_its_kind = isinstance(value, type_) or isinstance(0.0, type_)
         return not isinstance(value, bool) and of_its_kind and abs(value) <= _LARGEST

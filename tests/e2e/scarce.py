@@ -28,14 +28,15 @@ def trainer(fit: int) -> int:
     from worker.trainer.__main__ import main
     from worker.trainer.model import GPT
 
-    loss = GPT.loss
+    def with_little_memory(compute: Any) -> Any:
+        def computed(model: GPT, tokens: Any, *others: Any) -> Any:
+            if len(tokens) > fit:
+                raise torch.OutOfMemoryError(f"no memory for {len(tokens)} at once")
+            return compute(model, tokens, *others)
 
-    def with_little_memory(model: GPT, tokens: Any, *others: Any) -> Any:
-        if len(tokens) > fit:
-            raise torch.OutOfMemoryError(f"no memory for {len(tokens)} at once")
-        return loss(model, tokens, *others)
+        return computed
 
-    GPT.loss = with_little_memory
+    GPT.loss, GPT.losses = with_little_memory(GPT.loss), with_little_memory(GPT.losses)
     return main()
 
 

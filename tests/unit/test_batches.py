@@ -139,8 +139,9 @@ def test_held_out_windows_are_never_trained_on_and_are_the_same_whatever_the_see
     with TemporaryDirectory() as folder:
         file = counting_file(Path(folder), count)
         batches = Batches(file, block, seed)
-        held_out = list(batches.held_out(tokens, rows))
-        other = list(Batches(file, block, seed + 1).held_out(tokens, rows=1))
+        places = range(batches.held_out_windows(tokens, block))
+        held_out = list(batches.held_out(places, block, rows))
+        other = list(Batches(file, block, seed + 1).held_out(places, block, rows=1))
         trained = torch.cat([torch.stack(batches.batch(0, batches.windows))]).flatten().unique()
     inputs, targets = (torch.cat(each) for each in zip(*held_out, strict=True))
     assert trained.max() < count - count // 10 <= inputs.min()
@@ -177,7 +178,10 @@ def test_too_little_data_is_refused_and_enough_is_said(tmp_path: Path, block: in
     with pytest.raises(Refused, match=f"has {needed - 1} tokens; at block size {block} it needs at least {needed}"):
         Batches(counting_file(tmp_path, needed - 1), block, seed=1)
     enough = Batches(counting_file(tmp_path, needed), block, seed=1)
-    assert len(next(enough.held_out(1, rows=4))[0]) == 1
+    assert enough.held_out_windows(1, block) == 1
+    assert len(next(enough.held_out(range(1), block, rows=4))[0]) == 1
+    with pytest.raises(Refused, match=f"at block size {block + 1} it needs at least {needed + 10}"):
+        enough.held_out_windows(1, block + 1)
     assert len(enough.batch(0, 3)[0]) == 3
 
 

@@ -23,6 +23,7 @@ from gptjobs.progress import (
     Alert,
     ArithmeticSettled,
     CheckpointWritten,
+    Evaluated,
     Finished,
     Line,
     MicroBatch,
@@ -201,6 +202,7 @@ LINES: list[Line] = [
         step=2000, words="cpu, 1 thread (AVX2), float32, not compiled",
         before="cpu, 2 threads (AVX2), float32, not compiled",
     ),
+    Evaluated(step=2000, eval_context=128, eval_tokens=512, losses=[6.5, 6.75, 6.625, 6.75]),
     Finished(
         outcome="failed",
         step=2010,

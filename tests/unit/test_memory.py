@@ -26,7 +26,7 @@ from worker.trainer import memory, optim
 from worker.trainer.loop import train
 from worker.trainer.model import GPT
 
-LOSS = GPT.loss
+LOSS, LOSSES = GPT.loss, GPT.losses
 CUDA_SAYS = "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the docs."
 
 
@@ -34,14 +34,18 @@ def scarce(monkeypatch: pytest.MonkeyPatch, is_full: Callable[[GPT, Tensor], boo
     """Let memory run out where `is_full` says so; returns the windows of each computation, as they come."""
     seen: list[int] = []
 
-    def loss(model: GPT, inputs: Tensor, *others: Any) -> Tensor:
-        seen.append(len(inputs))
-        computed = LOSS(model, inputs, *others)
-        if is_full(model, inputs):
-            raise torch.OutOfMemoryError(CUDA_SAYS)
+    def with_little_memory(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def computed(model: GPT, inputs: Tensor, *others: Any) -> Tensor:
+            seen.append(len(inputs))
+            made = compute(model, inputs, *others)
+            if is_full(model, inputs):
+                raise torch.OutOfMemoryError(CUDA_SAYS)
+            return made
+
         return computed
 
-    monkeypatch.setattr(GPT, "loss", loss)
+    monkeypatch.setattr(GPT, "loss", with_little_memory(LOSS))
+    monkeypatch.setattr(GPT, "losses", torch.no_grad()(with_little_memory(LOSSES)))
     return seen
 
 

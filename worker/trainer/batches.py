@@ -7,7 +7,7 @@ another order, which is begun with its first window, also where a job before had
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,10 @@ class Batches:
         count = len(self._tokens)
         self._held_out = count - count // HELD_OUT_PART
         self.windows = (self._held_out - 1) // block_size
+        self._refuse_if_short(block_size)
+
+    def _refuse_if_short(self, block_size: int) -> None:
+        count = len(self._tokens)
         if self.windows < 1 or count - self._held_out <= block_size:
             raise Refused(
                 f"the data has {count} tokens; at block size {block_size} it needs at least "
@@ -47,22 +51,26 @@ class Batches:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             chosen[here] = shuffled(within[here], self.windows, self._key(int(epoch)))
-        return self._gather(chosen.astype(np.int64) * self._block)
+        return self._gather(chosen.astype(np.int64) * self._block, self._block)
 
-    def held_out(self, tokens: int, rows: int, part: Callable[[int], range] = range) -> Iterator[Batch]:
-        """The held-out windows of the first `tokens` tokens (at least one), `rows` at a time; of so many
-        only the places in `part`."""
-        available = (len(self._tokens) - self._held_out - 1) // self._block
-        count = max(1, min(tokens // self._block, available))
-        starts = self._held_out + np.array(part(count), dtype=np.int64) * self._block
+    def held_out_windows(self, tokens: int, context: int) -> int:
+        """How many held-out windows of `context` tokens the first `tokens` tokens have; at least one. Raises Refused
+        where the data has none."""
+        self._refuse_if_short(context)
+        available = (len(self._tokens) - self._held_out - 1) // context
+        return max(1, min(tokens // context, available))
+
+    def held_out(self, places: range, context: int, rows: int) -> Iterator[Batch]:
+        """The held-out windows of `context` tokens at these places, `rows` at a time."""
+        starts = self._held_out + np.array(places, dtype=np.int64) * context
         for first in range(0, len(starts), rows):
-            yield self._gather(starts[first : first + rows])
+            yield self._gather(starts[first : first + rows], context)
 
     def _key(self, epoch: int) -> bytes:
         return f"{self._seed}/{epoch}/{self._block}".encode()
 
-    def _gather(self, starts: NDArray[np.int64]) -> Batch:
-        offsets = starts[:, None] + np.arange(self._block + 1, dtype=np.int64)
+    def _gather(self, starts: NDArray[np.int64], context: int) -> Batch:
+        offsets = starts[:, None] + np.arange(context + 1, dtype=np.int64)
         windows = torch.from_numpy(self._tokens[offsets].astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 

@@ -12,7 +12,18 @@ from torch import Tensor
 from gptjobs.checkpoint import Attempt, Checkpoint
 from gptjobs.config import Plan, Settled, TrainConfig
 from gptjobs.layout import Layout
-from gptjobs.progress import Finished, Line, Progress, Stage, StageBegan, TrainerOutcome, in_words
+from gptjobs.progress import (
+    LOSS_DIGITS,
+    MOST_GROUPS,
+    Evaluated,
+    Finished,
+    Line,
+    Progress,
+    Stage,
+    StageBegan,
+    TrainerOutcome,
+    in_words,
+)
 from worker.child import Stop, log
 from worker.trainer import arithmetic, state
 from worker.trainer.batches import Batches
@@ -60,8 +71,8 @@ def _train(
 
     def evaluate() -> None:
         with meter.pause("evaluating"):
-            sums = fitting.compute(lambda windows: _evaluate(at, data, settled, device, stop, ranks, windows))
-            _note_evaluation(at, settled, *sums, ranks)
+            losses = fitting.compute(lambda windows: _evaluate(at, data, settled, device, stop, ranks, windows))
+            _note_evaluation(at, settled, losses, report)
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
         with meter.pause("saving"):
@@ -138,41 +149,41 @@ def _gradients(
     return total
 
 
-@torch.no_grad()
 def _evaluate(
     at: TrainingState, data: Batches, settled: Settled, device: Device, stop: Stop, ranks: Ranks, windows: int
-) -> tuple[Tensor, Tensor, bool]:
-    """The sum of losses over this rank's part of the held-out windows, of how many tokens, and whether it was left
-    undone: when asked to stop, but not at the job's last step. Ranks that share a model all read all windows, as they
-    can only compute together."""
+) -> Tensor | None:
+    """The mean loss of each held-out window; None where it was left undone: when asked to stop, but not at the job's
+    last step. Each rank reads its part of them; those that share a model all read all, as they can only compute
+    together."""
     config = settled.train
-    total = torch.zeros((), device=device.place, dtype=torch.float32)
-    count = torch.zeros((), device=device.place, dtype=torch.int64)
-    part, may_end = (range, False) if config.shard else (ranks.part, at.step < settled.end_step)
-    for tokens, targets in data.held_out(config.eval_tokens, windows, part):
+    count = data.held_out_windows(config.eval_tokens, config.evaluated_at)
+    losses = torch.zeros(count, device=device.place)
+    places, may_end = (range(count), False) if config.shard else (ranks.part(count), at.step < settled.end_step)
+    done = places.start
+    for tokens, targets in data.held_out(places, config.evaluated_at, windows):
         if stop.requested and may_end:
-            return total, count, True
+            break
         with device.autocast():
-            total += at.model.loss(device.put(tokens), device.put(targets)) * targets.numel()
-        count += targets.numel()
-    return total, count, False
+            losses[done : done + len(tokens)] = at.model.losses(device.put(tokens), device.put(targets)).mean(1)
+        done += len(tokens)
+    if any(ranks.any(done < places.stop)):
+        return None
+    if not config.shard:
+        ranks.add_up([losses])
+    return losses.cpu().double()
 
 
-def _note_evaluation(
-    at: TrainingState, settled: Settled, total: Tensor, count: Tensor, is_undone: bool, ranks: Ranks
-) -> None:
-    """Set the state's validation loss: the mean over all held-out windows, if none was left out."""
-    if not settled.train.shard:
-        ranks.add_up([total])
-        ranks.add_up([count])
-    if any(ranks.any(is_undone)):
+def _note_evaluation(at: TrainingState, settled: Settled, losses: Tensor | None, report: Report) -> None:
+    """Set the state's validation loss, the mean over all held-out windows, if none was left out."""
+    if losses is None:
         return
-    val_loss, tokens = (total / count).item(), int(count.item())
-    at.losses = replace(
-        at.losses, val_loss=val_loss, eval_step=at.step, eval_context=settled.train.block_size, eval_tokens=tokens
-    )
+    val_loss, context = losses.mean().item(), settled.train.evaluated_at
+    tokens = len(losses) * context
+    at.losses = replace(at.losses, val_loss=val_loss, eval_step=at.step, eval_context=context, eval_tokens=tokens)
     if settled.evaluates_at(at.step):
         at.patience.note(val_loss, at.step)
+    groups = [round(each.mean().item(), LOSS_DIGITS) for each in losses.chunk(MOST_GROUPS)]
+    report(Evaluated(step=at.step, eval_context=context, eval_tokens=tokens, losses=groups))
 
 
 def _diverged(step: int, rate: float) -> str:
@@ -246,7 +257,7 @@ class Meter:
             tokens=at.tokens,
             train_loss=loss,
             val_loss=at.losses.val_loss if at.is_evaluated else None,
-            eval_context=self._config.block_size if at.is_evaluated else None,
+            eval_context=self._config.evaluated_at if at.is_evaluated else None,
             learning_rate=rate,
             grad_norm=self._norm.item(),
             tokens_per_s=speed,

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from gptjobs.config import ModelConfig, TrainConfig
 from worker.trainer.dropout import Dropout
 from worker.trainer.products import Linear
-from worker.trainer.tables import cross_entropy, embed
+from worker.trainer.tables import cross_entropies, cross_entropy, embed
 
 INIT_STD = 0.02
 SITES_OF_BLOCK = 3
@@ -143,12 +143,21 @@ class GPT(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor, dropout: Dropout | None = None, count: int | None = None) -> Tensor:
         """Cross-entropy in nats; both [batch, context]. The mean, or the sum over `count`: a micro-batch's share of
-        the mean over an update. With gradients enabled, those of the tables are partly made here already: what is
-        returned wants a backward() before the next update."""
+        the mean over an update. The tables' gradients are partly made here already: what is returned wants a
+        backward() before the next update."""
         x, count = self._hidden(tokens, dropout), count or targets.numel()
         if self.is_split:
             return F.cross_entropy(self.lm_head(x).flatten(0, -2).float(), targets.flatten(), reduction="sum") / count
         return cross_entropy(x, self.lm_head.weight, targets, count)
+
+    @torch.no_grad()
+    def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The cross-entropy of each target in nats [batch, context], for an evaluation."""
+        x = self._hidden(tokens, None)
+        if self.is_split:
+            logits = self.lm_head(x).flatten(0, -2).float()
+            return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
+        return cross_entropies(x, self.lm_head.weight, targets)
 
     def dropout(self, train: TrainConfig, step: int, places: range) -> Dropout | None:
         """What is dropped of the windows at these places of an update; None without dropout."""

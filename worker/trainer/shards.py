@@ -26,7 +26,8 @@ def split(model: GPT, device: Device) -> None:
         sharded = fully_shard(module, mesh=mesh)
         sharded.set_gradient_divide_factor(1.0)  # the loss has the divisor
         sharded.set_force_sum_reduction_for_comms(True)  # as gloo can do nothing else
-    register_fsdp_forward_method(model, "loss")
+    for computes in ("loss", "losses"):
+        register_fsdp_forward_method(model, computes)
     model.is_split = True
 
 

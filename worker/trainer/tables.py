@@ -7,6 +7,7 @@ times over (as in Liger Kernel's fused linear cross entropy, Hsu et al. 2024).
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,13 +30,29 @@ def embed(table: Tensor, tokens: Tensor) -> Tensor:
 
 def cross_entropy(x: Tensor, table: Tensor, targets: Tensor, count: int) -> Tensor:
     """The cross-entropy in nats of `targets` [...] by the logits x @ table.T, with x [..., width]: its sum over
-    `count`, which is all targets of the update. With gradients enabled, that of the table is added to its `.grad` at
-    once, and backward() on the result may only be called without arguments."""
-    makes_gradients = torch.is_grad_enabled() and x.requires_grad
-    loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        x, table, targets, count, makes_gradients
-    )
+    `count`, which is all targets of the update. The table's gradient is added to its `.grad` at once, and backward()
+    on the result may only be called without arguments."""
+    loss: Tensor = _CrossEntropy.apply(x, table, targets, count)  # type: ignore[no-untyped-call]
     return loss
+
+
+@torch.no_grad()
+def cross_entropies(x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    """That of each target [...], without gradients."""
+    rows, wanted = x.flatten(0, -2), targets.flatten().unsqueeze(1)
+    parts = _logits(rows, table, _as_computed(table))
+    found = [log_sums - logits.gather(1, wanted[part]) for part, logits, log_sums in parts]
+    return torch.cat(found).view(targets.shape)
+
+
+def _logits(rows: Tensor, table: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """A part of the rows at a time: which, their logits, and the logarithms of the sums of their exponentials."""
+    at_once = max(1, _PART_BYTES[rows.device.type] // (4 * len(weights)))
+    for first in range(0, len(rows), at_once):
+        part = slice(first, first + at_once)
+        logits = by_transposed(rows[part].to(weights.dtype), weights).float()
+        logits[:, len(table) :] = -math.inf
+        yield part, logits, torch.logsumexp(logits, 1, keepdim=True)
 
 
 class _Embedding(torch.autograd.Function):
@@ -55,33 +72,25 @@ class _Embedding(torch.autograd.Function):
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, targets: Tensor, count: int, makes_gradients: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, table: Tensor, targets: Tensor, count: int) -> Tensor:
         rows, wanted = x.flatten(0, -2), targets.flatten().unsqueeze(1)
-        device = x.device.type
         weights = _as_computed(table)
-        at_once = max(1, _PART_BYTES[device] // (4 * len(weights)))
         total = torch.zeros((), device=x.device)
-        of_rows = torch.empty_like(rows) if makes_gradients else rows
-        for first in range(0, len(rows), at_once):
-            part = slice(first, first + at_once)
-            some = rows[part].to(weights.dtype)
-            logits = by_transposed(some, weights).float()
-            logits[:, len(table) :] = -math.inf
-            log_sums = torch.logsumexp(logits, 1, keepdim=True)
+        of_rows = torch.empty_like(rows)
+        for part, logits, log_sums in _logits(rows, table, weights):
             total += (log_sums - logits.gather(1, wanted[part])).sum()
-            if makes_gradients:
-                slopes = logits.sub_(log_sums).exp_()
-                slopes.scatter_add_(1, wanted[part], torch.full_like(log_sums, -1.0))
-                slopes = slopes.mul_(1.0 / count).to(weights.dtype)
-                of_rows[part] = by_transposed(slopes, weights.t())
-                _add_product(table, slopes, some)
+            slopes = logits.sub_(log_sums).exp_()
+            slopes.scatter_add_(1, wanted[part], torch.full_like(log_sums, -1.0))
+            slopes = slopes.mul_(1.0 / count).to(weights.dtype)
+            of_rows[part] = by_transposed(slopes, weights.t())
+            _add_product(table, slopes, rows[part].to(weights.dtype))
         ctx.save_for_backward(of_rows.view(x.shape))
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (of_x,) = ctx.saved_tensors
-        return of_x, None, None, None, None
+        return of_x, None, None, None
 
 
 def _as_computed(table: Tensor) -> Tensor:
