@@ -350,6 +350,10 @@ def lineage(layout: Layout, job: str) -> list[tuple[int, float]]:
     return chain[::-1]
 
 
+_VERIFIED: set[tuple[Path, str, int]] = set()
+"""parents that this process found whole, as they still stand there: many trials start from one"""
+
+
 def start_of_next_attempt(
     layout: Layout, job: str, parent: str | None, tell: Callable[[Checkpoint], None] = lambda checkpoint: None
 ) -> Checkpoint | None:
@@ -363,8 +367,11 @@ def start_of_next_attempt(
     if parent is None:
         return None
     first = read(layout, parent)
-    if fault := _lasting_fault(layout, first):
-        raise _corrupt(first, fault)
+    mark = layout.path(parent), first.manifest.sha256, layout.path(parent).stat().st_mtime_ns
+    if mark not in _VERIFIED:
+        if fault := _lasting_fault(layout, first):
+            raise _corrupt(first, fault)
+        _VERIFIED.add(mark)
     return first
 
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, cast
 
 from gptjobs import __version__
-from gptjobs.config import HYPERPARAMETERS, MOST_GPUS, PRESET, Given, known
+from gptjobs.config import HYPERPARAMETERS, MOST_GPUS, PRESET, Given, Overrides, known
 from gptjobs.errors import Refused
 from gptjobs.layout import is_digest, is_name
 
@@ -208,6 +208,12 @@ class JobSpec:
     accept_data_change: bool = False
     device: str = ANY
     priority: int = DEFAULT_PRIORITY
+    sweep: str | None = None
+    """that chose its overrides"""
+    trial: int | None = None
+    """its number in the sweep"""
+    to_the_end: bool = False
+    """whether no pruner stops it: a user had the trial go on"""
     submitted_at: float
     """seconds since the epoch, for people"""
     version: str = field(default=__version__, compare=False)
@@ -246,9 +252,7 @@ class JobSpec:
 
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self)
-        record["overrides"] = {
-            name: {"value": given.value, "origin": given.origin} for name, given in self.overrides.items()
-        }
+        record["overrides"] = overrides_to_record(self.overrides)
         return {"schema": SCHEMA, **record.pop("unknown"), **record}
 
     @classmethod
@@ -266,9 +270,7 @@ class JobSpec:
         values = known(cls.__dataclass_fields__, record)
         if values.get("device", ANY) not in (ANY, *DEVICES):
             raise Refused(f"there is no device {plain(repr(values['device'])):.80}")
-        values["overrides"] = {
-            name: Given(given["value"], plain(given["origin"])) for name, given in record["overrides"].items()
-        }
+        values["overrides"] = overrides_from_record(record["overrides"])
         if values.get("parent") is not None:
             values["parent"] = plain(values["parent"])
         values["version"] = plain(str(record.get("version", "")))
@@ -287,12 +289,23 @@ def _checked(spec: JobSpec) -> JobSpec:
         "data_digest": spec.data_digest is None or is_digest(spec.data_digest),
         "accept_data_change": isinstance(spec.accept_data_change, bool),
         "priority": type(spec.priority) is int and 0 <= spec.priority <= HIGHEST_PRIORITY,
+        "sweep": spec.sweep is None or (isinstance(spec.sweep, str) and is_name(spec.sweep)),
+        "to_the_end": isinstance(spec.to_the_end, bool),
+        "trial": spec.trial is None or (type(spec.trial) is int and spec.trial >= 0),
         "submitted_at": is_time(spec.submitted_at),
     }
     wrong = ", ".join(name for name, right in is_right.items() if not right)
     if wrong:
         raise Refused(f"job {spec.id} asks for what gptjobs here does not know: {wrong}")
     return spec
+
+
+def overrides_to_record(overrides: Overrides) -> dict[str, Any]:
+    return {name: {"value": given.value, "origin": given.origin} for name, given in overrides.items()}
+
+
+def overrides_from_record(record: Mapping[str, Any]) -> dict[str, Given]:
+    return {name: Given(given["value"], plain(given["origin"])) for name, given in record.items()}
 
 
 def _is_override(name: str, value: object) -> bool:
@@ -307,7 +320,7 @@ class Outcome:
 
     state: JobState
     reason: str
-    """finished, target, patience, cancelled, or the cause in words"""
+    """finished, target, patience, pruned, cancelled, or the cause in words"""
     hint: str | None = None
     cause: Cause | None = None
 
@@ -369,6 +382,8 @@ class Job:
             "id": self.spec.id,
             "name": self.spec.name,
             "kind": self.spec.kind,
+            "sweep": self.spec.sweep,
+            "trial": self.spec.trial,
             "state": self.state.value,
             "outcome": self.reason if self.state.is_terminal else None,
             "device": self.used_device or self.spec.device,

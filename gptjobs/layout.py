@@ -160,6 +160,19 @@ class Layout:
     def job_file(self, job: str) -> Path:
         return self.outputs / job / "job.json"
 
+    def sweep_file(self, sweep: str) -> Path:
+        return self.outputs / sweep / "sweep.json"
+
+    def trials(self, sweep: str) -> Path:
+        return self.outputs / sweep / "trials"
+
+    def trial_file(self, sweep: str, number: int) -> Path:
+        """A sample; there is one for each number below the highest."""
+        return self.trials(sweep) / f"{number}.json"
+
+    def parallel_picture(self, sweep: str) -> Path:
+        return self.outputs / sweep / "parallel.png"
+
     def config_file(self, job: str) -> Path:
         return self.outputs / job / "config.json"
 

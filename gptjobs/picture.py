@@ -2,7 +2,8 @@
 sizes compare."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +12,126 @@ from gptjobs import durable
 Metrics = Sequence[Mapping[str, Any]]
 
 
-def draw(path: Path, jobs: Mapping[str, Metrics]) -> None:
-    """Write a PNG of jobs' metrics, by the jobs' names. Raises ModuleNotFoundError without matplotlib."""
+@contextmanager
+def _figure(path: Path) -> Iterator[Any]:
+    """One that is written as a PNG once it is drawn. Raises ModuleNotFoundError without matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    losses, rates = figure.subplots(2, sharex=True, height_ratios=(4, 1))
-    for number, (name, metrics) in enumerate(jobs.items()):
-        alone = len(jobs) == 1
-        train, validation = f"C{number}", f"C{number + alone}"
-        evaluated = [each for each in metrics if each["val_loss"] is not None]
-        label = "train" if alone else None if evaluated else name
-        losses.plot(*_over_tokens(metrics, "train_loss"), color=train, alpha=0.6, linewidth=1, label=label)
-        if evaluated:
-            label = f"{'validation' if alone else name}, context {evaluated[-1]['eval_context']}"
-            losses.plot(*_over_tokens(evaluated, "val_loss"), "o-", color=validation, markersize=4, label=label)
-        rates.plot(*_over_tokens(metrics, "learning_rate"), color=train, linewidth=1.2)
-    losses.set(ylabel="loss (nats a token)", title=" · ".join(jobs))
-    losses.legend(title=None if len(jobs) == 1 else "dots: validation, thin lines: train", title_fontsize="small")
-    rates.set(xlabel="tokens trained on", ylabel="learning rate", ylim=(0, None))
-    rates.xaxis.set_major_formatter(EngFormatter(sep=""))
-    rates.yaxis.set_major_formatter("{x:.2g}")
-    for axes in (losses, rates):
-        axes.grid(alpha=0.3)
-    figure.align_ylabels()
+    yield figure
     beside = durable.temporary(path)
     figure.savefig(beside, format="png")
     beside.replace(path)
+
+
+def draw(path: Path, jobs: Mapping[str, Metrics]) -> None:
+    """Write a PNG of jobs' metrics, by the jobs' names. Raises ModuleNotFoundError without matplotlib."""
+    from matplotlib.ticker import EngFormatter
+
+    with _figure(path) as figure:
+        losses, rates = figure.subplots(2, sharex=True, height_ratios=(4, 1))
+        for number, (name, metrics) in enumerate(jobs.items()):
+            alone = len(jobs) == 1
+            train, validation = f"C{number}", f"C{number + alone}"
+            evaluated = [each for each in metrics if each["val_loss"] is not None]
+            label = "train" if alone else None if evaluated else name
+            losses.plot(*_over_tokens(metrics, "train_loss"), color=train, alpha=0.6, linewidth=1, label=label)
+            if evaluated:
+                label = f"{'validation' if alone else name}, context {evaluated[-1]['eval_context']}"
+                losses.plot(*_over_tokens(evaluated, "val_loss"), "o-", color=validation, markersize=4, label=label)
+            rates.plot(*_over_tokens(metrics, "learning_rate"), color=train, linewidth=1.2)
+        losses.set(ylabel="loss (nats a token)", title=" · ".join(jobs))
+        losses.legend(title=None if len(jobs) == 1 else "dots: validation, thin lines: train", title_fontsize="small")
+        rates.set(xlabel="tokens trained on", ylabel="learning rate", ylim=(0, None))
+        rates.xaxis.set_major_formatter(EngFormatter(sep=""))
+        rates.yaxis.set_major_formatter("{x:.2g}")
+        for axes in (losses, rates):
+            axes.grid(alpha=0.3)
+        figure.align_ylabels()
+
+
+def draw_trials(path: Path, title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Write a PNG of trials' validation losses over tokens, by their numbers; the better the end, the darker. The
+    scale leaves out what is far worse than where the trials began."""
+    from matplotlib import colormaps
+    from matplotlib.ticker import EngFormatter
+
+    ends = sorted((points[-1][1], name) for name, points in curves.items() if points)
+    firsts = [points[0][1] for points in curves.values() if points]
+    with _figure(path) as figure:
+        axes = figure.subplots()
+        for place, (_, name) in reversed(list(enumerate(ends))):
+            shade = colormaps["viridis"](0.9 * place / max(1, len(ends) - 1))
+            label = f"trial {name}" if place < _NAMED else None
+            axes.plot(*zip(*curves[name], strict=True), "o-", color=shade, markersize=3, linewidth=1.2, label=label)
+        top = max(*firsts, ends[len(ends) // 2][0], ends[0][0])
+        low = min(loss for points in curves.values() for _, loss in points)
+        axes.set(ylim=(low - 0.05 * (top - low), top + 0.1 * (top - low)) if top > low else None)
+        axes.set(title=title, xlabel="tokens trained on", ylabel="validation loss (nats a token)")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(alpha=0.3)
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], title="best first", fontsize="small")
+
+
+def draw_parallel(path: Path, title: str, trials: Sequence[tuple[Mapping[str, Any], float]]) -> None:
+    """Write a PNG of parallel coordinates: an axis for each hyperparameter, and the last for the validation loss; a
+    line for each trial, the better the darker."""
+    from matplotlib import colormaps
+
+    names = list(dict.fromkeys(name for params, _ in trials for name in params))
+    scales = [_scale([params.get(name) for params, _ in trials]) for name in names]
+    losses = sorted(loss for _, loss in trials)
+    low, high = losses[0], losses[-1]
+    with _figure(path) as figure:
+        axes = figure.subplots()
+        for params, loss in sorted(trials, key=lambda each: -each[1]):
+            heights = [scale[params.get(name)] for name, scale in zip(names, scales, strict=True)]
+            heights.append((loss - low) / (high - low) if high > low else 0.5)
+            shade = colormaps["viridis"](0.9 * losses.index(loss) / max(1, len(losses) - 1))
+            axes.plot(range(len(heights)), heights, color=shade, linewidth=1.2)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+        for place, scale in enumerate(scales):
+            shown = list(scale.items())
+            for value, height in shown[:: max(1, len(shown) // _TICKS)]:
+                axes.annotate(_tick(value), (place, height), fontsize="small", ha="right", va="center", xytext=(-4, 0),
+                              textcoords="offset points", bbox=box)  # fmt: skip
+        for height, loss in ((0.0, low), (1.0, high)):
+            axes.annotate(f"{loss:.4f}", (len(names), height), fontsize="small", va="center", xytext=(4, 0),
+                          textcoords="offset points")  # fmt: skip
+        axes.set(title=title, xlim=(-0.4, len(names) + 0.3), yticks=[])
+        axes.set_xticks(range(len(names) + 1), [*names, "validation loss"])
+        for place in range(len(names) + 1):
+            axes.axvline(place, color="0.6", linewidth=0.8)
+        for side in ("left", "right", "top", "bottom"):
+            axes.spines[side].set_visible(False)
+
+
+_NAMED = 10
+"""trials in a legend, at most"""
+_TICKS = 12
+"""values written at an axis, about"""
+
+
+def _scale(values: Sequence[Any]) -> dict[Any, float]:
+    """Where each value stands on its axis, from 0 to 1, the lowest first: numbers by their size, or by their logarithm
+    where they span more than a decade; others at equal distances, and what a trial left as it was below them all."""
+    known = sorted({each for each in values if each is not None}, key=lambda each: (isinstance(each, str), each))
+    found: dict[Any, float] = {None: -0.08} if None in values else {}
+    if known and all(isinstance(each, int | float) and not isinstance(each, bool) for each in known):
+        spans = known[0] > 0 and known[-1] / known[0] >= 10
+        sizes = [math.log(each) if spans else float(each) for each in known]
+        width = sizes[-1] - sizes[0]
+        return found | {
+            each: (size - sizes[0]) / width if width else 0.5 for each, size in zip(known, sizes, strict=True)
+        }
+    return found | {each: place / max(1, len(known) - 1) for place, each in enumerate(known)}
+
+
+def _tick(value: Any) -> str:
+    return "as it was" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _over_tokens(metrics: Metrics, name: str) -> tuple[list[float], list[float]]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from gptjobs import adoption, checkpoint, foreign
+from gptjobs import adoption, checkpoint, foreign, trials
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.config import Overrides
 from gptjobs.errors import NotFound, Refused, UsageError
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
+from gptjobs.sweep import Sweep
 
 NEWEST = "@"
 BEST = "best"
@@ -63,13 +64,32 @@ def jobs_on_record(layout: Layout) -> list[Known]:
     return found
 
 
+def find_sweep(layout: Layout, reference: str) -> Sweep:
+    """The sweep that a user means, as a job is meant; raises NotFound, or UsageError where it could be several."""
+    known = trials.sweeps(layout)
+    if not known:
+        raise NotFound("there are no sweeps yet", hint="gptjobs submit sweep --help")
+    try:
+        id = pick(reference, [Known(each.id, each.name, each.submitted_at) for each in known])
+    except NotFound:
+        raise NotFound(f"no sweep is called '{reference}'", hint="gptjobs sweep list") from None
+    return next(each for each in known if each.id == id)
+
+
 def find_checkpoint(layout: Layout, reference: str, folder: Path | None = None) -> Checkpoint:
     """The checkpoint that `reference` means: a path, from `folder` (a client's) or the root, or JOB@best,
     JOB@last, JOB@STEP. One of another program, or from outside the root, is still to be committed. Raises Refused
     for a path out of the root where there is no `folder`: a request from elsewhere names files of the root only."""
     if "@" in reference and not reference.endswith(checkpoint.SUFFIXES):
         job, _, which = reference.rpartition("@")
-        return _of_job(layout, pick(job or NEWEST, jobs_on_record(layout)), which)
+        try:
+            id = pick(job or NEWEST, jobs_on_record(layout))
+        except NotFound:
+            sweep = next((each for each in trials.sweeps(layout) if job in (each.id, each.name)), None)
+            if sweep is None:
+                raise
+            return _of_sweep(layout, sweep, which)
+        return _of_job(layout, id, which)
     for path in [layout.path(reference)] if folder is None else [folder / reference, layout.root / reference]:
         if path.is_file() or foreign.is_folder(path):
             return checkpoint_at(layout, path)
@@ -95,6 +115,12 @@ def checkpoint_at(
     if not checkpoint.manifest_path(path).exists():
         return adoption.adopt(layout, path, said, advance)
     return adoption.bring(layout, path) if name is None else checkpoint.read(layout, name)
+
+
+def _of_sweep(layout: Layout, sweep: Sweep, which: str) -> Checkpoint:
+    if which != BEST:
+        raise UsageError(f"{sweep.called} is a sweep, and has no checkpoint '{which}'", hint=f"{sweep.called}@best")
+    return trials.best_checkpoint(layout, sweep.id)
 
 
 def _of_job(layout: Layout, job: str, which: str) -> Checkpoint:

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from gptjobs import control, record
+from gptjobs import control, record, sweeping, trials
 from gptjobs.broker import App
 from gptjobs.errors import GptjobsError
 from gptjobs.job import WAYS, Cause, Job
 from gptjobs.layout import Layout
 from gptjobs.store import LEASE_TTL_S, Store
+from gptjobs.sweep import Sweep
+from gptjobs.trials import GOING_ON
 
 UNSEEN_TOKENS = 1000
 """that Redis may have given, to attempts that had not begun: tokens never come back"""
@@ -28,6 +30,13 @@ def missing(store: Store, layout: Layout, say: Callable[[str], None]) -> list[Jo
             except GptjobsError as error:
                 say(error.message)
     return sorted(found, key=lambda each: each.spec.submitted_at)
+
+
+def missing_sweeps(store: Store, layout: Layout) -> list[Sweep]:
+    """The sweeps on record that are to go on, and that Redis has not."""
+    there = {each.id for each in store.sweeps()}
+    on_record = [each for each in trials.sweeps(layout) if each.id not in there]
+    return [each for each in on_record if sweeping.state(layout, each) == GOING_ON]
 
 
 def put_back(store: Store, layout: Layout, app: App, jobs: list[Job]) -> list[Job]:

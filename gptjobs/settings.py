@@ -115,6 +115,17 @@ def environment_with(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+def share_cores(shares: int) -> None:
+    """Let each child of this process compute with its share of the cores, unless the user said with how many threads:
+    two that compute with all of them wait for each other's."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // shares)))
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def no_colour() -> bool:
     """Whether the user wants none (no-color.org)."""
     return bool(os.environ.get("NO_COLOR"))

@@ -21,6 +21,7 @@ Key schema
     gptjobs:jobs          zset    id by the time of its submission, for lists
     gptjobs:waiting       set     ids that are queued
     gptjobs:leased        set     ids that are running, pausing or cancelling
+    gptjobs:sweeps        hash    what was asked for of each sweep that goes on, by its id, JSON
     gptjobs:worker:<name> string  what a worker offers, JSON; expires when the worker is gone
     gptjobs:root          string  the id of the storage root that has the jobs' files
     gptjobs:asked:<name>  string  drain or stop, for that worker; expires when nobody heard it
@@ -57,11 +58,13 @@ from gptjobs.job import (
     whole,
 )
 from gptjobs.settings import URL_FORMS, address, public
+from gptjobs.sweep import Sweep
 
 JOB = "gptjobs:job:"
 JOBS = "gptjobs:jobs"
 WAITING = "gptjobs:waiting"
 LEASED = "gptjobs:leased"
+SWEEPS = "gptjobs:sweeps"
 WORKER = "gptjobs:worker:"
 ASKED = "gptjobs:asked:"
 ROOT = "gptjobs:root"
@@ -283,6 +286,27 @@ class Store:
         if state is None:
             raise NotFound(f"Redis has no job {job}", hint="gptjobs repair, if Redis was flushed; gptjobs list")
         return JobState(state)
+
+    def begin_sweep(self, sweep: Sweep) -> None:
+        """Let idle workers see to it."""
+        with self._reaching():
+            self._redis.hset(SWEEPS, sweep.id, _json(sweep.to_dict()))
+
+    def end_sweep(self, sweep: str) -> None:
+        with self._reaching():
+            self._redis.hdel(SWEEPS, sweep)
+
+    def sweeps(self) -> list[Sweep]:
+        """Those that go on."""
+        with self._reaching():
+            records = cast(dict[str, str], self._redis.hgetall(SWEEPS))
+        found = []
+        for each in records.values():
+            with suppress(
+                Refused, ValueError, TypeError, KeyError, AttributeError, RecursionError
+            ):  # of a later version, or no sweep's: it hides no other
+                found.append(Sweep.from_dict(_strict.decode(each)))
+        return found
 
     def root(self, own: str | None = None) -> str | None:
         """The id of the storage root that has the jobs' files; a worker's `own` where nobody has said so yet."""

@@ -37,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m worker")
     parser.add_argument("--name", default="worker")
     parser.add_argument("--device", help="cuda, mps or cpu; the best one here unless given")
-    parser.add_argument("--slots", type=int, help="jobs at once, on CPU and Metal")
+    parser.add_argument("--slots", type=int, help="jobs at once on each device")
     parser.add_argument("--leash", action="store_true", help="drain when standard input ends")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
@@ -55,6 +55,8 @@ def main() -> int:
     except GptjobsError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
+    if host.slots[0] == "cpu":
+        settings.share_cores(len(host.slots))
     station = Station(host=host, layout=layout, store=store, app=broker.connect(where.redis_url))
     register(station)
 

@@ -26,7 +26,8 @@ from gptjobs.job import (
 )
 from gptjobs.layout import Layout
 from gptjobs.progress import CheckpointWritten, Line, Progress, StageBegan
-from worker import outputs
+from gptjobs.trials import PRUNED
+from worker import outputs, sweeps
 from worker.lease import HeldLease
 from worker.supervisor import Drain, Ended, Supervisor, encoder_command, trainer_command
 
@@ -47,6 +48,7 @@ class Attempt:
     def __init__(self, layout: Layout, job: Job, held: HeldLease, worker: str, device: str, drain: Drain) -> None:
         self._layout, self._job, self._spec, self._held = layout, job, job.spec, held
         self._worker, self._device, self._drain = worker, device, drain
+        self._is_pruned = False
 
     def run(self) -> Verdict:
         """Train the job as far as it goes, and say how that ended."""
@@ -187,10 +189,21 @@ class Attempt:
                     lines.write(f"{text}\n".encode())
                     if isinstance(line, CheckpointWritten):
                         outputs.put_together(layout, self._spec)
+                    if self._is_to_stop_early(line):
+                        supervisor.stop()
                 except OSError as error:
                     logger.warning("job %s: a line was not kept: %s", plan.job, error)
 
-            return Supervisor(command, log, self._held, self._drain, keep).run()
+            supervisor = Supervisor(command, log, self._held, self._drain, keep)
+            return supervisor.run()
+
+    def _is_to_stop_early(self, line: Line) -> bool:
+        """Whether the pruner of the job's sweep stops it at this evaluation."""
+        is_evaluated = isinstance(line, Progress) and line.val_loss is not None and line.step < line.end_step
+        if is_evaluated and not self._is_pruned:
+            self._is_pruned = sweeps.is_to_stop(self._layout, self._spec)
+            return self._is_pruned
+        return False
 
     def _show(self, line: Line, text: str) -> None:
         """Let the lease's next renewal carry what the line says."""
@@ -213,6 +226,8 @@ class Attempt:
             return Verdict(outcome=Outcome(state=JobState.DIVERGED, reason=reason, hint=finished.hint))
         if self._held.state is JobState.CANCELLING:
             return Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
+        if self._is_pruned and ended.cause is Cause.STOPPED:
+            return Verdict(outcome=Outcome(state=JobState.FINISHED, reason=PRUNED))
         hint = finished.hint if finished is not None else f"gptjobs logs {self._spec.id}"
         if ended.cause is Cause.OUT_OF_MEMORY:
             hint = OutOfMemory.remedy

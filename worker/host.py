@@ -31,12 +31,13 @@ class Host:
     def queues(self) -> list[str]:
         """Also those of jobs that want several slots; of Metal there is one device, however many slots."""
         kind = self.slots[0].partition(":")[0]
-        most = 1 if kind == "mps" else min(len(self.slots), MOST_GPUS)
+        devices = len(set(self.slots)) if kind == "cuda" else len(self.slots)
+        most = 1 if kind == "mps" else min(devices, MOST_GPUS)
         return [queue_of(each, gpus) for gpus in range(1, most + 1) for each in (kind, ANY)]
 
 
 def this_host(name: str, device: str | None, slots: int | None) -> Host:
-    """What this host offers. `slots` is for CPU and Metal; CUDA has a slot a GPU."""
+    """What this host offers: so many `slots` on each device, one unless told."""
     if not is_name(name):
         raise UsageError(f"'{name}' is no name for a worker", hint="letters, digits, dot, dash, underscore")
     device = device or _best_device()
@@ -46,7 +47,7 @@ def this_host(name: str, device: str | None, slots: int | None) -> Host:
         gpus = cuda_devices()
         if not gpus:
             raise UsageError("nvidia-smi shows no GPU on this host", hint="--device cpu")
-        offered = tuple(f"cuda:{index}" for index in range(gpus))
+        offered = tuple(f"cuda:{index}" for index in range(gpus)) * (slots or 1)
     else:
         offered = (device,) * (slots or 1)
     return Host(worker=f"{name}@{socket.gethostname()}", slots=offered)

@@ -19,9 +19,11 @@ from gptjobs import broker, checkpoint, record
 from gptjobs.errors import RedisUnreachable
 from gptjobs.job import SCHEMA, Cause, Job, JobState, Outcome, count_fruitless
 from gptjobs.store import LEASE_TTL_S, Presence, Unreachable
+from worker import sweeps
 from worker.tasks import Station, ring_again
 
 LOOK_S = 1.0
+SWEEPS_LOOK_S = 2.0
 OWN_PAUSE_S = 4.0
 """a gap between two looks that is this long was a pause of this worker's own"""
 
@@ -66,6 +68,7 @@ class Rescue:
         self._station = station
         self._beats, self._doorbells = Watch(), Watch()
         self._began = time.time()
+        self._saw_to_sweeps = -SWEEPS_LOOK_S
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rescue", daemon=True)
 
@@ -112,6 +115,16 @@ class Rescue:
         for id in self._doorbells.stale(serials, now, backoffs):
             logger.info("job %s waits and no doorbell came: ringing again", id)
             broker.ring(station.app, waiting[id])
+        self._see_to_sweeps(now)
+
+    def _see_to_sweeps(self, now: float) -> None:
+        """A worker with a free slot sees what is next: also of a sweep that was just submitted, and of one whose trial
+        ended with its host."""
+        station = self._station
+        if station.is_idle and now - self._saw_to_sweeps >= SWEEPS_LOOK_S:
+            for sweep in station.store.sweeps():
+                sweeps.see_to(station.store, station.layout, station.app, sweep)
+            self._saw_to_sweeps = time.monotonic()
 
     def _heed(self, asked: str | None) -> None:
         """What a user asked of this worker comes as the signals that say the same."""

@@ -40,15 +40,23 @@ class Slots:
         with self._changed:
             self._line.append(me)
             try:
-                while self._line[0] is not me or len(self._free) < count:
+                while self._line[0] is not me or not (taken := self._fitting(count)):
                     if drain.is_set():
                         return []
                     self._changed.wait(DRAIN_LOOK_S)
-                taken, self._free = self._free[:count], self._free[count:]
+                for each in taken:
+                    self._free.remove(each)
                 return taken
             finally:
                 self._line.remove(me)
                 self._changed.notify_all()
+
+    def _fitting(self, count: int) -> list[str]:
+        """So many that are free, or none: different GPUs, first those that are shared least; slots of a CPU or of Metal
+        are all alike."""
+        by_number = ":" in self._order[0]
+        free = sorted(dict.fromkeys(self._free), key=self._free.count, reverse=True) if by_number else self._free
+        return free[:count] if len(free) >= count else []
 
 
 def together(slots: Sequence[str]) -> str:

@@ -153,6 +153,12 @@ class Supervisor:
         with suppress(BrokenPipeError):
             self._child.stdin.write(b".")
 
+    def stop(self) -> None:
+        """Ask the child to stop, with a checkpoint."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            self._child.send_signal(signal.SIGTERM)
+
     def _stop_or_kill(self, now: float) -> None:
         if self._killed_for is not None:
             return
@@ -161,8 +167,7 @@ class Supervisor:
         elif self._held.is_to_end_now or self._drain.at_once.is_set():
             self._kill(Cause.STOPPED, "stopped at once")
         elif self._asked_at is None and (self._drain.is_set() or self._held.is_asked_to_stop):
-            self._asked_at = now
-            self._child.send_signal(signal.SIGTERM)
+            self.stop()
         elif self._asked_at is not None and now - self._asked_at > STOP_LIMIT_S:
             self._kill(Cause.STOPPED, f"it did not stop within {STOP_LIMIT_S:.0f} s")
         elif self._hang.is_over(now):

@@ -18,6 +18,7 @@ from gptjobs.errors import JobFailed, NotFound, RedisUnreachable, Refused
 from gptjobs.job import Job, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.store import Lease, LeaseStore, Unreachable
+from worker import sweeps
 from worker.attempt import Attempt
 from worker.host import Host
 from worker.lease import HeldLease
@@ -98,9 +99,12 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
         raise Ignore
     station.jobs[job] = found.spec.gpus
     try:
-        return _tell_celery(station, lease, _attempt(station, found, lease, device))
+        outcome = _attempt(station, found, lease, device)
     finally:
         del station.jobs[job]
+    if found.spec.sweep is not None and outcome.state.is_terminal:
+        sweeps.advance(station.store, station.layout, station.app, found.spec.sweep)
+    return _tell_celery(station, lease, outcome)
 
 
 def _wait_for_root(station: Station) -> None:

@@ -38,6 +38,8 @@ COMMANDS = {
     "retry": "control.retry",
     "priority": "control.priority",
     "repair": "control.repair",
+    "sweep": "sweep.group",
+    "compare": "compare.compare",
     "plot": "plot.plot",
     "checkpoints": "checkpoints.group",
     "data": "data.group",

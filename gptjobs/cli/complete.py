@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import click
 from click.shell_completion import CompletionItem
 
-from gptjobs import checkpoint
+from gptjobs import checkpoint, trials
 from gptjobs.cli.place import Place
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
@@ -27,6 +27,13 @@ def complete_checkpoint(context: click.Context, option: click.Parameter, typed: 
     return _beginning(typed, _checkpoints(layout, job) if at else _best_and_last(layout, typed))
 
 
+def complete_sweep(context: click.Context, option: click.Parameter, typed: str) -> list[CompletionItem]:
+    """A sweep's id or name."""
+    newest_first = reversed(trials.sweeps(_layout(context)))
+    return _beginning(typed, ((each.called, each.id if each.name else "") for each in newest_first))
+
+
+sweep_argument = click.argument("sweep", metavar="SWEEP", shell_complete=complete_sweep)
 job_argument = click.argument("job", metavar="JOB", shell_complete=complete_job)
 jobs_argument = click.argument("jobs", metavar="JOB...", nargs=-1, required=True, shell_complete=complete_job)
 

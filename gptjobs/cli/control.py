@@ -116,7 +116,7 @@ def _steps(spec: JobSpec) -> Any:
 @json_option
 @pass_place
 def repair(place: Place, dry_run: bool, as_json: bool) -> None:
-    """Put jobs back that Redis lost, as the storage root has them.
+    """Put jobs and sweeps back that Redis lost, as the storage root has them.
 
     Those that trained get 12 s to be put back by the worker that trains them still; then they are queued.
     """
@@ -126,7 +126,10 @@ def repair(place: Place, dry_run: bool, as_json: bool) -> None:
         raise NotFound(f"{place.layout.root} is no storage root", hint="--root names it")
     place.check_root()
     jobs = repair.missing(place.store, place.layout, output.say)
+    sweeps = repair.missing_sweeps(place.store, place.layout)
     if not dry_run:
+        for sweep in sweeps:
+            place.store.begin_sweep(sweep)
         started = [each for each in jobs if each.state.has_trainer]
         jobs = repair.put_back(place.store, place.layout, place.app, [each for each in jobs if each not in started])
         if started:
@@ -134,8 +137,10 @@ def repair(place: Place, dry_run: bool, as_json: bool) -> None:
             lost = repair.wait_for_holders(place.store, started, lambda: time.sleep(POLL_S))
             jobs += repair.put_back(place.store, place.layout, place.app, lost)
     if as_json:
-        output.as_json({"jobs": [each.to_dict() for each in jobs]})
+        output.as_json({"jobs": [each.to_dict() for each in jobs], "sweeps": [each.id for each in sweeps]})
         return
+    for sweep in sweeps:
+        output.result(f"{sweep.id}  sweep  {sweep.name or ''}".rstrip())
     for each in jobs:
         output.result(f"{each.spec.id}  {output.coloured(each.state)}  {each.spec.name or ''}".rstrip())
     if not jobs:

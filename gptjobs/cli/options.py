@@ -1,11 +1,11 @@
 """The options of `submit`, made from config.py, and what the user said in all places, merged."""
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import Field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -40,16 +40,21 @@ FILE_NAME = "gptjobs.toml"
 _DERIVED = ("vocab_size", "rewarm_start", "rewarm_steps")
 
 
-def hyperparameters(*, resume: bool) -> Callable[[Command], Command]:
+_HIDDEN = {"train": OF_RESUME, "resume": tuple(MODEL_FIELDS), "sweep": ()}
+"""hyperparameters that have no meaning there"""
+
+
+def hyperparameters(*, of: Literal["train", "resume", "sweep"]) -> Callable[[Command], Command]:
     """Add an option for each hyperparameter; none has a default, which would override the checkpoint's."""
+    resume = of != "train"
     environment = RESUME_ENVIRONMENT if resume else ENVIRONMENT
 
     def add(command: Command) -> Command:
         for name, each in reversed(HYPERPARAMETERS.items()):
-            if name in _DERIVED or name in (MODEL_FIELDS if resume else OF_RESUME):
+            if name in _DERIVED or name in _HIDDEN[of]:
                 continue
             command = _option(name, each, environment.get(name), resume)(command)
-        help = "Size of the model; each can be changed." if not resume else "Must be the checkpoint's."
+        help = "Must be the checkpoint's." if of == "resume" else "Size of the model; each can be changed."
         return click.option("--model", type=click.Choice(list(PRESETS)), help=help)(command)
 
     return add
@@ -79,14 +84,15 @@ def _option(name: str, each: "Field[Any]", variable: str | None, resume: bool) -
     )
 
 
-def said(context: click.Context, layout: Layout, file: Path | None) -> dict[str, Given]:
-    """gptjobs.toml < --config FILE < environment < flags, each value with its origin."""
+def said(context: click.Context, layout: Layout, file: Path | None, tables: Container[str] = ()) -> dict[str, Given]:
+    """gptjobs.toml < --config FILE < environment < flags, each value with its origin. `tables` of the file are no
+    hyperparameters."""
     layers: list[Overrides] = []
     root_file = layout.root / FILE_NAME
     if root_file.is_file():
-        layers.append(_from_file(root_file))
+        layers.append(_from_file(root_file, ()))
     if file is not None:
-        layers.append(_from_file(file))
+        layers.append(_from_file(file, tables))
     layers.append(_from_command(context, ParameterSource.ENVIRONMENT))
     layers.append(_from_command(context, ParameterSource.COMMANDLINE))
     return merge(*layers)
@@ -104,20 +110,26 @@ def _from_command(context: click.Context, source: ParameterSource) -> dict[str, 
     return found
 
 
-def _from_file(path: Path) -> dict[str, Given]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises NotFound or UsageError for what is none."""
     try:
-        values = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise NotFound(f"there is no file {path}", hint="--config takes a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}", hint="lines like: batch_size = 32") from error
+
+
+def _from_file(path: Path, tables: Container[str]) -> dict[str, Given]:
+    """`tables` of it are read elsewhere."""
+    values = {name: value for name, value in read_toml(path).items() if name not in tables}
     names = [each for each in (*HYPERPARAMETERS, PRESET) if each not in _DERIVED]
     for name in values:
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else "names as in the options, with underscores"
             raise UsageError(f"{path}: there is no hyperparameter '{name}'", hint=hint)
-    tables = [name for name, value in values.items() if isinstance(value, dict)]
-    if tables:
-        raise UsageError(f"{path}: [{tables[0]}] is a table", hint="one line a value, with no tables")
+    nested = [name for name, value in values.items() if isinstance(value, dict)]
+    if nested:
+        raise UsageError(f"{path}: [{nested[0]}] is a table", hint="one line a value, with no tables")
     return {name: Given(value, path.name) for name, value in values.items()}

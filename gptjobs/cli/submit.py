@@ -1,6 +1,5 @@
 """`gptjobs submit`: train and resume jobs."""
 
-import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,19 +7,20 @@ from typing import Any
 
 import click
 
-from gptjobs import __version__, adoption, checkpoint, contract, durable, foreign, planning
+from gptjobs import adoption, contract
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_checkpoint
 from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
 from gptjobs.cli.place import Place, json_option, pass_place
+from gptjobs.cli.prepare import bring, check_name, check_without_root, find_workers, prepare
+from gptjobs.cli.submit_sweep import sweep
 from gptjobs.cli.watch import watch_job
-from gptjobs.config import Given, Plan, check, settle
-from gptjobs.data import tokens
-from gptjobs.errors import NotFound, NoWorker, RedisUnreachable, Refused, UsageError
-from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, SCHEMA, JobSpec
-from gptjobs.layout import Layout, is_name, job_id_of_key, new_job_id
-from gptjobs.reference import find_checkpoint, jobs_on_record
+from gptjobs.config import Plan, check
+from gptjobs.errors import UsageError
+from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
+from gptjobs.layout import job_id_of_key, new_job_id
+from gptjobs.reference import jobs_on_record
 
 
 @click.group("submit")
@@ -56,8 +56,11 @@ def _request_options(command: Any) -> Any:
     return command
 
 
+group.add_command(sweep)
+
+
 @group.command(epilog="Example: gptjobs submit train --model nano --data book.md --steps 1500 --batch-size 8")
-@hyperparameters(resume=False)
+@hyperparameters(of="train")
 @_request_options
 @pass_place
 @click.pass_context
@@ -84,7 +87,7 @@ def train(context: click.Context, place: Place, /, **values: Any) -> None:
     help="The checkpoint: a path, JOB@best, JOB@last or JOB@STEP.",
 )
 @click.option("--accept-data-change", is_flag=True, help="Train on data that the checkpoint has not seen.")
-@hyperparameters(resume=True)
+@hyperparameters(of="resume")
 @_request_options
 @pass_place
 @click.pass_context
@@ -108,13 +111,7 @@ def resume(context: click.Context, place: Place, /, **values: Any) -> None:
 
 def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
     options = context.params
-    if options["name"] is not None and not is_name(options["name"]):
-        raise UsageError(
-            f"{options['name']!r:.80} is no name for a job",
-            hint="letters, digits, dot, dash and underscore, at most 64, beginning with a letter or digit",
-        )
-    if re.fullmatch(r"[0-9]+|[0-9a-f]{12}", options["name"] or ""):
-        raise UsageError(f"'{options['name']}' looks like a step or a job's id", hint="a name with other letters")
+    check_name(options["name"])
     alone = {"--quiet": options["quiet"], "--json": options["as_json"], "--dry-run": options["dry_run"]}
     if options["follow"] and any(alone.values()):
         raise UsageError(
@@ -139,36 +136,18 @@ def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
 
 def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
     options, talks = context.params, not (context.params["quiet"] or context.params["as_json"])
-    plan, parent, outside = None, None, None
+    plan, parent = None, None
     if place.layout.is_there:
-        place.check_root()
-        spec, outside = _named_in_root(place.layout, spec)
-        if spec.parent is not None:
-            parent = find_checkpoint(place.layout, spec.parent, Path.cwd())
-            spec = replace(spec, parent=parent.name)
-        plan, _ = planning.plan(place.layout, spec, outside, parent)
-        if parent is not None and parent.lies_at is None:
-            checkpoint.verify(place.layout, parent)
-            foreign.describe(place.layout.path(parent.name))
-        spec = replace(spec, data_digest=plan.data_digest)
-        planning.check_room(place.layout, plan, plan.settled.start_step, outside)
+        ready = prepare(place, spec)
+        spec, plan, parent = ready.spec, ready.plan, ready.parent
+        if talks:
+            output.say(_what_will_happen(plan, parent))
+        bring(place.layout, ready, talks=talks, is_dry=options["dry_run"])
     else:
-        _check_without_root(spec)
-        if talks:
-            output.say(f"{place.layout.root} is no storage root: the worker that takes the job checks the files")
-    if talks and plan is not None:
-        output.say(_what_will_happen(plan, parent))
-    if plan is not None and outside is not None:
-        target = _place_in_root(place.layout, outside, plan)
-        if talks:
-            output.say(f"{outside} lies outside the root; its copy for all hosts is {target}")
-        if not options["dry_run"] and not target.exists():
-            durable.copy(outside, target)
-    if talks and parent is not None and parent.lies_at is not None:
-        output.say(_what_is_adopted(place.layout, parent))
+        check_without_root(place.layout, spec, talks=talks)
     if talks:
         _say_whose_name_it_is(place, spec)
-    _find_workers(place, spec, options["require_worker"], options["dry_run"], talks)
+    find_workers(place, spec, options["require_worker"], options["dry_run"], talks)
     is_new = False
     if not options["dry_run"]:
         if parent is not None:
@@ -179,76 +158,11 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
         watch_job(place, place.store.get(spec.id))
 
 
-def _what_is_adopted(layout: Layout, parent: Checkpoint) -> str:
-    if parent.lies_at is not None and layout.inside(parent.lies_at) is None:
-        return f"{parent.lies_at} lies outside the root; its copy for all hosts is {parent.name}"
-    return f"{parent.name} gets a manifest; the file stays as it is"
-
-
-def _check_without_root(spec: JobSpec) -> None:
-    """Refuse what can be seen without a file."""
-    if spec.kind == "train":
-        planning.data_named(settle(spec.overrides))
-
-
-def _named_in_root(layout: Layout, spec: JobSpec) -> tuple[JobSpec, Path | None]:
-    """The request with its data named relative to the root; and the file, if it lies outside and is to be
-    copied to that name."""
-    given = spec.overrides.get("data")
-    if given is None:
-        return spec, None
-    typed = Path(given.value)
-    path = next((each for each in (typed, layout.root / typed) if each.is_file()), None)
-    if path is None:
-        raise NotFound(f"there is no data file {typed}", hint="it is looked for here and in the storage root")
-    name = layout.inside(path)
-    outside = path if name is None else None
-    if name is None:
-        name = f"{layout.shared_data.name}/{path.name}"
-    return replace(spec, overrides={**spec.overrides, "data": Given(name, given.origin)}), outside
-
-
-def _place_in_root(layout: Layout, outside: Path, plan: Plan) -> Path:
-    """Where a file from outside goes, as hosts see only the root; raises Refused where another one is."""
-    target = layout.path(plan.settled.train.data)
-    if target.exists() and tokens.digest_of(target) != plan.data_digest:
-        raise Refused(
-            f"{outside} lies outside the root, and another file is at {target} already",
-            hint=f"copy it to {layout.shared_data} under a name of its own",
-        )
-    return target
-
-
 def _say_whose_name_it_is(place: Place, spec: JobSpec) -> None:
     others = [each for each in jobs_on_record(place.layout) if spec.name is not None and each.name == spec.name]
     if others:
         newest = max(others, key=lambda each: each.submitted_at)
         output.say(f"note: job {newest.id} is called {spec.name} too; the name means the newest")
-
-
-def _find_workers(place: Place, spec: JobSpec, require: bool, dry_run: bool, talks: bool) -> None:
-    """Say, or refuse, where no worker could take the job. Raises RedisUnreachable, unless nothing is to be queued."""
-    try:
-        fitting = [each for each in place.store.workers() if spec.queue in each.queues]
-    except RedisUnreachable as error:
-        if not dry_run:
-            raise
-        if talks:
-            output.say(f"note: {error.message}")
-        return
-    if any(each.schema >= SCHEMA for each in fitting):
-        return
-    words, hint = (
-        "no worker is there" if spec.queue == ANY else f"no worker offers {spec.wants}",
-        "gptjobs worker start" if spec.gpus == 1 else spec.worker_command,
-    )
-    if fitting:
-        older = ", ".join(f"{each.name} ({each.version})" for each in fitting)
-        words, hint = f"no worker reads jobs of gptjobs {__version__}: {older}", "update gptjobs on those hosts"
-    if require:
-        raise NoWorker(words, hint=hint)
-    if talks:
-        output.say(f"note: {words}; the job waits for one ({hint})")
 
 
 def _queue(place: Place, spec: JobSpec) -> bool:

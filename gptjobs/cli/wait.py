@@ -4,12 +4,15 @@ import time
 
 import click
 
+from gptjobs import trials
 from gptjobs.cli import output
 from gptjobs.cli.complete import jobs_argument
 from gptjobs.cli.follow import POLL_S, Followed, detachable, exit_as
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.errors import NotFound, WaitedTooLong
 from gptjobs.job import Job, JobState
+from gptjobs.sweep import Sweep
+from gptjobs.trials import FINISHED
 
 
 class Awaited:
@@ -40,6 +43,11 @@ class Awaited:
         return f"job {job.spec.id} is still {job.state}" if job else f"no job is called {self._reference}"
 
 
+def _sweep(place: Place, reference: str) -> Sweep | None:
+    """The sweep that is called so; None where a job may be meant."""
+    return next((each for each in reversed(trials.sweeps(place.layout)) if reference in (each.id, each.name)), None)
+
+
 @click.command("wait", epilog="Example: gptjobs wait @ --timeout 3600")
 @jobs_argument
 @click.option("--any", "for_any", is_flag=True, help="Until the first of them ends.")
@@ -47,22 +55,29 @@ class Awaited:
 @json_option
 @pass_place
 def wait(place: Place, jobs: tuple[str, ...], for_any: bool, timeout: float | None, as_json: bool) -> None:
-    """Wait until jobs end, also for jobs that are not there yet. Exit 0 if all finished, 1 if one failed or diverged,
-    10 if one was cancelled."""
+    """Wait until jobs end, also for jobs that are not there yet; or sweeps. Exit 0 if all finished, 1 if one failed or
+    diverged, 10 if one was cancelled."""
     began = time.monotonic()
-    awaited = {each: Awaited(place, each) for each in jobs}
+    sweeps = {each: sweep for each in jobs if (sweep := _sweep(place, each))}
+    awaited = {each: Awaited(place, each) for each in jobs if each not in sweeps}
+    from gptjobs import sweeping
+
     with detachable(f"gptjobs wait {' '.join(jobs)}"):
         while True:
             states = [each.look() for each in awaited.values()]
             ended = [job for job in states if job is not None and job.state.is_terminal]
-            if len(ended) == len(states) or (for_any and ended):
+            over = [each for each in sweeps.values() if sweeping.state(place.layout, each) == FINISHED]
+            if len(ended) + len(over) == len(jobs) or (for_any and (ended or over)):
                 break
             if timeout is not None and time.monotonic() - began >= timeout:
-                still = next(each for each in awaited.values() if each.job is None or not each.job.state.is_terminal)
-                raise WaitedTooLong(f"{still} after {timeout:g} s")
+                open_jobs = (each for each in awaited.values() if not each.job or not each.job.state.is_terminal)
+                open_sweeps = (f"sweep {each.called} still goes on" for each in sweeps.values() if each not in over)
+                raise WaitedTooLong(f"{[*open_jobs, *open_sweeps][0]} after {timeout:g} s")
             time.sleep(POLL_S)
     if as_json:
-        output.as_json({"jobs": [each.to_dict() for each in ended]})
+        output.as_json({"jobs": [each.to_dict() for each in ended], "sweeps": [each.id for each in over]})
+    for sweep in over if not as_json else ():
+        output.result(f"{sweep.id}  {FINISHED}")
     for job in ended if not as_json else ():
         why = f"  {job.why}" if job.why else ""
         output.result(f"{job.spec.id}  {output.coloured(job.state)}{why}")

@@ -26,7 +26,7 @@ def group() -> None:
 @group.command(epilog="Example: gptjobs worker start --device cpu --name mac")
 @click.option("--name", default="worker", help="Numbered where it is taken.  [default: worker]")
 @click.option("--device", type=click.Choice(DEVICES), help="[default: the best one here]")
-@click.option("--slots", type=click.IntRange(1), help="Jobs at once, on CPU and Metal.  [default: 1]")
+@click.option("--slots", type=click.IntRange(1), help="Jobs at once on each device.  [default: 1]")
 @pass_place
 def start(place: Place, name: str, device: str | None, slots: int | None) -> None:
     """Take jobs and train them, in the foreground. Ctrl-C or SIGTERM: running jobs write a checkpoint and go

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gptjobs import checkpoint, durable, progress, record
+from gptjobs import checkpoint, durable, progress, record, trials
 from gptjobs.checkpoint import Attempt, Checkpoint, Cursor, Losses, Manifest
 from gptjobs.config import HYPERPARAMETERS, Given, ModelConfig, Plan, Settled, TrainConfig
 from gptjobs.data import tokens
@@ -30,6 +30,7 @@ from gptjobs.progress import (
     Progress,
     StageBegan,
 )
+from gptjobs.sweep import Dimension, Sweep, Trial
 
 FROZEN = Path(__file__).parents[1] / "formats" / "v1"
 JOB, PARENT = "3f9a01c2d4e5", "checkpoints/77aa0304b5c6/checkpoint_gpt2_text_step000200_11222025_120001.pt"
@@ -212,6 +213,29 @@ LINES: list[Line] = [
     ),
 ]  # fmt: skip
 
+TRIAL = Trial(number=3, params={"learning_rate": 5e-5, "block_size": 64}, attrs={"cma:generation": 1})
+SWEEP = Sweep(
+    id="5a0b1c2d3e4f",
+    name="rates",
+    parent=PARENT,
+    overrides={"steps": Given(500, "--steps")},
+    dimensions=(
+        Dimension(name="block_size", choices=(64, 128)),
+        Dimension(name="learning_rate", low=1e-5, high=1e-3, log=True),
+    ),
+    changes={"dropout": Given(0.1, "--dropout")},
+    sampler="tpe",
+    pruner="asha",
+    trials=20,
+    parallel=2,
+    budget_tokens=1_000_000,
+    seed=7,
+    data_digest=DIGEST,
+    device="cuda",
+    priority=9,
+    submitted_at=1763812800.25,
+)
+
 EXPECTED: dict[str, Any] = {
     "job.json": SPEC,
     "config.json": PLAN,
@@ -220,6 +244,8 @@ EXPECTED: dict[str, Any] = {
     "attempt.json": ATTEMPT,
     "outcome.json": OUTCOME,
     "tokens.json": TOKENS,
+    "sweep.json": SWEEP,
+    "trial.json": TRIAL,
 }
 GROWING: dict[str, tuple[str, ...]] = {
     "job.json": ("", "overrides.learning_rate"),
@@ -229,6 +255,8 @@ GROWING: dict[str, tuple[str, ...]] = {
     "attempt.json": ("",),
     "outcome.json": ("",),
     "tokens.json": ("",),
+    "sweep.json": ("",),
+    "trial.json": ("",),
 }
 """the places in each format where a later version may add fields"""
 
@@ -242,6 +270,8 @@ def place_of(layout: Layout, name: str) -> Path:
         "imported.json": layout.path("checkpoints/imported/a.json"),
         "attempt.json": layout.attempt_file(JOB, ATTEMPT.token),
         "outcome.json": layout.outcome_file(JOB),
+        "sweep.json": layout.sweep_file(SWEEP.id),
+        "trial.json": layout.trial_file(SWEEP.id, TRIAL.number),
         "tokens.json": layout.token_file("text", TOKENS.source_sha256, "bytes").with_suffix(".json"),
     }[name]
 
@@ -263,6 +293,10 @@ def read(layout: Layout, name: str, content: dict[str, Any]) -> Any:
         return checkpoint.read_attempt(layout, JOB, ATTEMPT.token)
     if name == "outcome.json":
         return record.read_outcome(layout, JOB)
+    if name == "sweep.json":
+        return trials.read_sweep(layout, SWEEP.id)
+    if name == "trial.json":
+        return Trial.from_dict(json.loads(path.read_bytes()))
     return tokens.read_manifest(path.with_suffix(".bin"))
 
 
@@ -281,6 +315,11 @@ def written(layout: Layout, name: str) -> dict[str, Any]:
         assert time.time() - made.began_at < 60
     elif name == "outcome.json":
         record.write_outcome(layout, JOB, OUTCOME, token=3)
+    elif name == "sweep.json":
+        trials.write_sweep(layout, SWEEP)
+    elif name == "trial.json":
+        trials.write_sweep(layout, SWEEP)
+        trials.write_trial(layout, SWEEP.id, TRIAL)
     else:
         source = layout.root / "sources" / TOKENS.source
         source.write_bytes(TEXT)

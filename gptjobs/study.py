@@ -1,0 +1,157 @@
+"""The one door to Optuna: which sample a sweep tries next, whether a trial is to stop early, what mattered.
+
+Nothing of Optuna's is kept between two questions: each time, a study is made in memory from the trials on record. So
+no two hosts append to one journal, none has to be repaired after a crash, and the same records get the same answer
+(but for a sampler's own memory, which CMA-ES has: it is written down with each sample).
+"""
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from gptjobs.errors import Refused
+from gptjobs.sweep import ASHA, CMAES, HYPERBAND, MEDIAN, RANDOM, TPE, Dimension, Sweep, Trial
+from gptjobs.trials import Tried
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+FACTOR = 4
+"""of ASHA and Hyperband: one in so many goes on from each rung to the next, which is so many times as long (the ASHA
+paper's, Li et al. 2020)"""
+_RUNGS = (ASHA, HYPERBAND)
+_MEDIAN_FROM = 4
+"""trials that are whole, before a median of theirs stops others"""
+
+
+def suggest(sweep: Sweep, tried: Sequence[Tried]) -> Trial:
+    """The next trial of a sweep whose points are not fixed."""
+    study = _study(sweep, tried, _sampler(sweep, len(tried)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of samplers, that they draw the first samples by chance
+        chosen = study.ask({each.name: _distribution(each) for each in sweep.dimensions})
+    attrs = study.get_trials(deepcopy=False)[chosen.number].system_attrs
+    return Trial(number=chosen.number, params=chosen.params, attrs={**attrs})
+
+
+def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
+    """With a seed of its own for each trial, so that asked again it answers alike."""
+    seed = int.from_bytes(hashlib.sha256(f"{sweep.seed}/{number}".encode()).digest()[:4])
+    if sweep.sampler == RANDOM:
+        return optuna.samplers.RandomSampler(seed=seed)
+    if sweep.sampler == TPE:
+        return optuna.samplers.TPESampler(seed=seed)
+    assert sweep.sampler == CMAES
+    try:
+        import cmaes  # noqa: F401
+    except ModuleNotFoundError:
+        raise Refused("CMA-ES needs the package cmaes on this host", hint="pip install 'gptjobs[worker]'") from None
+    return optuna.samplers.CmaEsSampler(seed=seed)
+
+
+def _distribution(each: Dimension) -> BaseDistribution:
+    if each.choices:
+        return CategoricalDistribution(each.choices)
+    if each.is_whole:
+        return IntDistribution(int(each.low), int(each.high), log=each.log)
+    return FloatDistribution(each.low, each.high, log=each.log)
+
+
+def is_to_stop(sweep: Sweep, tried: Sequence[Tried], number: int) -> bool:
+    """Whether the pruner stops a trial at its newest evaluation; asked again of one that it had stopped, it may let
+    it go on, as others have come since that did worse."""
+    judged = tried[number]
+    if not judged.by_unit():
+        return False
+    others = [each for each in tried if each.trial.number != number]
+    attrs = {each.trial.number: _rungs(sweep, each, len(each.by_unit())) for each in others}
+    attrs[number] = _rungs(sweep, judged, len(judged.by_unit()) - 1)
+    study = _study(sweep, tried, optuna.samplers.RandomSampler(), attrs, going_on=number)
+    return _pruner(sweep, judged.units).prune(study, study.get_trials(deepcopy=False)[number])
+
+
+def can_be_let_go_on(sweep: Sweep, tried: Sequence[Tried]) -> list[Tried]:
+    """Trials that were stopped at a rung, and would not be any more."""
+    if sweep.pruner not in _RUNGS:
+        return []
+    return [each for each in tried if each.is_pruned and not is_to_stop(sweep, tried, each.trial.number)]
+
+
+def _pruner(sweep: Sweep, units: int) -> optuna.pruners.BasePruner:
+    if sweep.pruner == MEDIAN:
+        return optuna.pruners.MedianPruner(n_startup_trials=_MEDIAN_FROM)
+    if sweep.pruner == ASHA:
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=FACTOR)
+    if sweep.pruner == HYPERBAND:
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=units, reduction_factor=FACTOR)
+    return optuna.pruners.NopPruner()
+
+
+def _rungs(sweep: Sweep, tried: Tried, count: int) -> Mapping[str, Any]:
+    """What the pruner notes of a trial that it let go on until its `count`-th evaluation: the values at its rungs.
+    Made by asking of each in turn, of a trial that has no others beside it, which always goes on."""
+    if sweep.pruner not in _RUNGS or not count:
+        return {}
+    alone = optuna.create_study(study_name=sweep.id)
+    alone.add_trial(_frozen(sweep, tried, {}, is_open=True))
+    pruner = _pruner(sweep, tried.units)
+    for until in range(1, count + 1):
+        trial = alone.get_trials()[0]
+        trial.number = tried.trial.number
+        trial.intermediate_values = dict(list(tried.by_unit().items())[:until])
+        pruner.prune(alone, trial)
+    return alone.get_trials()[0].system_attrs
+
+
+def _study(
+    sweep: Sweep, tried: Sequence[Tried], sampler: optuna.samplers.BaseSampler,
+    attrs: Mapping[int, Mapping[str, Any]] | None = None, going_on: int | None = None,
+) -> optuna.Study:  # fmt: skip
+    """One with the trials on record; the sampler's notes of them, and a pruner's (`attrs`)."""
+    study = optuna.create_study(study_name=sweep.id, sampler=sampler)
+    for each in tried:
+        number = each.trial.number
+        noted = {**each.trial.attrs, **(attrs or {}).get(number, {})}
+        study.add_trial(_frozen(sweep, each, noted, is_open=number == going_on))
+    return study
+
+
+def _frozen(sweep: Sweep, tried: Tried, attrs: Mapping[str, Any], *, is_open: bool) -> FrozenTrial:
+    """A trial as Optuna knows one. What failed, diverged or was cancelled has failed; `is_open` is one that is
+    asked about."""
+    searched = {each.name: each for each in sweep.dimensions}
+    params = {name: value for name, value in tried.trial.params.items() if name in searched}
+    last = tried.last
+    if tried.goes_on or is_open:
+        state, value = TrialState.RUNNING, None
+    elif tried.is_pruned and last is not None:
+        state, value = TrialState.PRUNED, last.val_loss
+    elif tried.is_whole and last is not None:
+        state, value = TrialState.COMPLETE, last.val_loss
+    else:
+        state, value = TrialState.FAIL, None
+    return create_trial(
+        state=state,
+        value=value,
+        params=params,
+        distributions={name: _distribution(searched[name]) for name in params},
+        system_attrs=dict(attrs),
+        intermediate_values=tried.by_unit(),
+    )
+
+
+def importances(sweep: Sweep, tried: Sequence[Tried]) -> dict[str, float]:
+    """How much of the difference between the trials each hyperparameter accounts for, summing to 1, the largest first
+    (PED-ANOVA, Watanabe et al. 2023); empty where too few trials are whole to say."""
+    study = _study(sweep, [each for each in tried if each.is_whole], optuna.samplers.RandomSampler())
+    if len(sweep.dimensions) < 2 or len(study.get_trials(deepcopy=False)) < 2 * len(sweep.dimensions):
+        return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
+    try:
+        return optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except (RuntimeError, ValueError):  # all alike, or none that differ
+        return {}

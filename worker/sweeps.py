@@ -1,0 +1,132 @@
+"""What a worker does for sweeps: the next trials when one has ended, and whether a trial is to stop early.
+
+A sweep has no process of its own. Whoever ends a trial sees what is next, and every idle worker does so now and then;
+that two do it at once does no harm, as a trial's number is taken by creating its file.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gptjobs import control, reference, sweeping, trials
+from gptjobs.broker import App
+from gptjobs.config import Settled
+from gptjobs.errors import GptjobsError, RedisUnreachable
+from gptjobs.job import JobSpec
+from gptjobs.layout import Layout
+from gptjobs.store import LeaseStore, Unreachable
+from gptjobs.sweep import NONE, Sweep, Trial
+from gptjobs.trials import Tried
+from worker import report
+
+logger = logging.getLogger(__name__)
+
+
+def is_to_stop(layout: Layout, spec: JobSpec) -> bool:
+    """Whether the pruner of the job's sweep stops it at its newest evaluation, which is on record."""
+    if spec.sweep is None or spec.trial is None or spec.to_the_end:
+        return False
+    try:
+        sweep = trials.read_sweep(layout, spec.sweep)
+        if sweep.pruner == NONE:
+            return False
+        tried = trials.read(layout, sweep.id)
+        if not tried[spec.trial].is_at_a_new_unit:
+            return False
+        from gptjobs import study
+
+        return study.is_to_stop(sweep, tried, spec.trial)
+    except (GptjobsError, ModuleNotFoundError) as error:
+        logger.warning("job %s: its pruner was not asked: %s", spec.id, error)
+        return False
+
+
+def see_to(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
+    """`advance`, of a sweep that a client without the root may have submitted."""
+    try:
+        if not layout.sweep_file(sweep.id).exists():
+            if sweep.parent is not None:
+                sweep = replace(sweep, parent=reference.find_checkpoint(layout, sweep.parent).name)
+            trials.write_sweep(layout, sweep)
+    except GptjobsError as error:
+        logger.warning("sweep %s cannot begin: %s", sweep.called, error)
+        store.end_sweep(sweep.id)
+        return
+    advance(store, layout, app, sweep.id)
+
+
+def advance(store: LeaseStore, layout: Layout, app: App, id: str) -> None:
+    """Submit what is next of a sweep, as much as there is room for; at its end, say what it found."""
+    try:
+        _advance(store, layout, app, trials.read_sweep(layout, id))
+    except (Unreachable, RedisUnreachable) as error:
+        logger.info("sweep %s waits: %s", id, error)
+    except (GptjobsError, ModuleNotFoundError, OSError) as error:
+        logger.warning("sweep %s does not go on: %s", id, error)
+
+
+def _advance(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
+    if sweeping.is_stopped(layout, sweep):
+        return
+    start = trials.start_of(layout, sweep)
+    room = sweep.parallel or _slots(store, sweep)
+    while True:
+        tried = trials.read(layout, sweep.id)
+        for each in tried:
+            if not each.jobs:
+                control.submit(store, layout, app, sweep.job(each.trial, *start))
+        if sum(each.goes_on for each in tried) >= room:
+            return
+        spec = _next(layout, sweep, tried, *start)
+        if spec is not None:
+            control.submit(store, layout, app, spec)
+        elif len(tried) == sweep.trials:
+            if not any(each.goes_on for each in tried):
+                _end(store, layout, sweep, tried)
+            return
+
+
+def _slots(store: LeaseStore, sweep: Sweep) -> int:
+    """Of all workers that take its trials; one, where none is there."""
+    return max(1, sum(len(each.slots) for each in store.workers() if sweep.device in each.queues))
+
+
+def _next(
+    layout: Layout, sweep: Sweep, tried: Sequence[Tried], parent: Settled | None, parent_step: int
+) -> JobSpec | None:
+    """The job that is next: of a trial that may go on after all, else of a new one, once its sample is written down;
+    None where another worker took its number, or there is none."""
+    if promoted := _promoted(sweep, tried):
+        logger.info("sweep %s: trial %d goes on", sweep.called, promoted.trial.number)
+        return sweeping.next_part(layout, sweep, promoted)
+    number = len(tried)
+    if number == sweep.trials:
+        return None
+    trial = Trial(number=number, params=sweep.point(number)) if sweep.has_fixed_points else _sampled(sweep, tried)
+    if not trials.write_trial(layout, sweep.id, trial):
+        return None
+    logger.info("sweep %s: trial %d is %s", sweep.called, number, trial)
+    return sweep.job(trial, parent, parent_step)
+
+
+def _promoted(sweep: Sweep, tried: Sequence[Tried]) -> Tried | None:
+    """The best of the trials that their pruner had stopped, and would not stop any more."""
+    if sweep.pruner == NONE:
+        return None
+    from gptjobs import study
+
+    found = study.can_be_let_go_on(sweep, tried)
+    return min(found, key=lambda each: each.last.val_loss if each.last else 0.0, default=None)
+
+
+def _sampled(sweep: Sweep, tried: Sequence[Tried]) -> Trial:
+    from gptjobs import study
+
+    return study.suggest(sweep, tried)
+
+
+def _end(store: LeaseStore, layout: Layout, sweep: Sweep, tried: Sequence[Tried]) -> None:
+    if not layout.summary_file(sweep.id).exists():
+        report.summarise(layout, sweep, tried)
+        logger.info("sweep %s: finished", sweep.called)
+    store.end_sweep(sweep.id)
