@@ -5,10 +5,12 @@ follows from them: see trials.py for what became of the trials, study.py for the
 """
 
 import math
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 from gptjobs import __version__
@@ -24,8 +26,8 @@ from gptjobs.config import (
     settle,
 )
 from gptjobs.errors import GptjobsError, Refused, UsageError
-from gptjobs.job import ANY, DEFAULT_PRIORITY, JobSpec, overrides_from_record, overrides_to_record
-from gptjobs.layout import job_id_of_key
+from gptjobs.job import ANY, DEFAULT_PRIORITY, JobSpec, is_time, overrides_from_record, overrides_to_record, plain
+from gptjobs.layout import is_name, job_id_of_key
 
 SCHEMA = 1
 
@@ -209,10 +211,11 @@ class Sweep:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Sweep":
-        """Raises Refused for a later version's."""
+        """Raises Refused for what no client of this version asks: whoever reaches Redis can write a record."""
         if record["schema"] > SCHEMA:
             raise Refused(
-                f"sweep {record['id']} was submitted by gptjobs {record.get('version')}; {__version__} cannot read it",
+                f"sweep {plain(str(record['id']))} was submitted by gptjobs {plain(str(record.get('version')))}; "
+                f"{__version__} cannot read it",
                 hint="update gptjobs on this host",
             )
         values = known(cls.__dataclass_fields__, record)
@@ -222,7 +225,7 @@ class Sweep:
             Dimension(**{**known(Dimension.__dataclass_fields__, each), "choices": tuple(each["choices"])})
             for each in record["dimensions"]
         )
-        return cls(**values)
+        return _checked(cls(**values))
 
     @property
     def has_fixed_points(self) -> bool:
@@ -231,14 +234,24 @@ class Sweep:
 
     def point(self, number: int) -> dict[str, Any]:
         """The sample of a trial, of a sweep whose points are fixed: grids in the order of their options, the last
-        hyperparameter changing first."""
+        hyperparameter changing first; with a pruner, in an order drawn by chance."""
         params: dict[str, Any] = {}
+        if self.pruner != NONE:
+            number = self._shuffled[number]
         for each in reversed(self.dimensions):
             number, place = divmod(number, len(each.choices))
             params = {each.name: each.choices[place], **params}
         if self.changes:
             params = {name: self.changes[name].value for name in arms(self.changes)[number]} | params
         return params
+
+    @cached_property
+    def _shuffled(self) -> list[int]:
+        """By chance, but the same each time: a pruner compares a trial with those before it, so it would stop none of
+        a grid in which each is better than the last."""
+        order = list(range(points(self.dimensions, self.changes)))
+        random.Random(self.seed).shuffle(order)
+        return order
 
     @property
     def common_context(self) -> int | None:
@@ -293,6 +306,33 @@ class Sweep:
     def tokens(self, base: Settled) -> int:
         """That each trial trains on; `base` is what a trial without changes has."""
         return self.budget_tokens or base.train.steps * base.train.batch_size * base.train.block_size
+
+
+def _checked(sweep: Sweep) -> Sweep:
+    """The request; raises Refused where a field is not what a client of this version writes there."""
+    counts = (sweep.trials, sweep.parallel or 1, sweep.budget_tokens or 1)
+    is_right = {
+        "id": isinstance(sweep.id, str) and is_name(sweep.id),
+        "name": sweep.name is None or (isinstance(sweep.name, str) and is_name(sweep.name)),
+        "parent": sweep.parent is None or isinstance(sweep.parent, str),
+        "overrides": {*sweep.overrides, *sweep.changes} <= {*HYPERPARAMETERS, PRESET},
+        "dimensions": all(_can_be_searched(each) for each in sweep.dimensions),
+        "sampler": sweep.sampler in SAMPLERS and sweep.pruner in PRUNERS,
+        "trials": all(type(each) is int and each > 0 for each in counts) and type(sweep.seed) is int,
+        "submitted_at": is_time(sweep.submitted_at),
+    }
+    wrong = ", ".join(name for name, right in is_right.items() if not right)
+    if wrong:
+        raise Refused(f"sweep {plain(repr(sweep.id)):.80} asks for what gptjobs here does not know: {wrong}")
+    return sweep
+
+
+def _can_be_searched(each: Dimension) -> bool:
+    if each.name not in HYPERPARAMETERS or each.name in _NEVER_SEARCHED:
+        return False
+    numbers = isinstance(each.low, int | float) and isinstance(each.high, int | float)
+    values = each.choices or ((each.low, each.high) if numbers and each.low < each.high else (None,))
+    return all(out_of_bounds(HYPERPARAMETERS[each.name], value) is None for value in values)
 
 
 def job_of_trial(sweep: str, number: int, part: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from gptjobs import checkpoint, durable, record
 from gptjobs.checkpoint import Checkpoint
@@ -142,11 +143,18 @@ def write_trial(layout: Layout, sweep: str, trial: Trial) -> bool:
 
 
 def read(layout: Layout, sweep: str) -> list[Tried]:
-    """The trials that were written down, by number."""
+    """The trials that were written down, by number; raises Refused for one that cannot be read."""
     found: list[Tried] = []
     while (path := layout.trial_file(sweep, len(found))).is_file():
-        found.append(_tried(layout, sweep, Trial.from_dict(json.loads(path.read_bytes()))))
+        found.append(_tried(layout, sweep, _read_trial(path)))
     return found
+
+
+def _read_trial(path: Path) -> Trial:
+    try:
+        return Trial.from_dict(json.loads(path.read_bytes()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(f"{path} cannot be read: {error!r}") from error
 
 
 def _tried(layout: Layout, sweep: str, trial: Trial) -> Tried:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gptjobs import control, reference, sweeping, trials
+from gptjobs import control, record, reference, sweeping, trials
 from gptjobs.broker import App
 from gptjobs.config import Settled
 from gptjobs.errors import GptjobsError, RedisUnreachable
@@ -52,6 +52,9 @@ def see_to(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
         logger.warning("sweep %s cannot begin: %s", sweep.called, error)
         store.end_sweep(sweep.id)
         return
+    except OSError as error:
+        logger.warning("sweep %s waits: %s", sweep.called, error)
+        return
     advance(store, layout, app, sweep.id)
 
 
@@ -63,6 +66,8 @@ def advance(store: LeaseStore, layout: Layout, app: App, id: str) -> None:
         logger.info("sweep %s waits: %s", id, error)
     except (GptjobsError, ModuleNotFoundError, OSError) as error:
         logger.warning("sweep %s does not go on: %s", id, error)
+    except Exception:  # the edge of a sweep: a fault in one must not end the worker, and its other jobs
+        logger.exception("sweep %s does not go on", id)
 
 
 def _advance(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
@@ -75,6 +80,8 @@ def _advance(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
         for each in tried:
             if not each.jobs:
                 control.submit(store, layout, app, sweep.job(each.trial, *start))
+            elif each.goes_on and record.read_plan(layout, each.job) is None:  # Redis may have been away just then
+                control.submit(store, layout, app, record.read_spec(layout, each.job))
         if sum(each.goes_on for each in tried) >= room:
             return
         spec = _next(layout, sweep, tried, *start)

@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 from gptjobs import sweep as sweeps
 from gptjobs.config import HYPERPARAMETERS
 from gptjobs.errors import UsageError
-from gptjobs.sweep import CMAES, GRID, TPE, Dimension, Sweep, Trial, grid, span
+from gptjobs.sweep import CMAES, GRID, PRUNERS, TPE, Dimension, Sweep, Trial, grid, span
 from tests.unit.conftest import NANO, NOON, typed
 
 
@@ -38,15 +38,22 @@ def test_a_grid_is_tried_in_the_order_of_its_options_the_last_changing_first() -
     ]
 
 
-@given(some.lists(some.integers(1, 5), min_size=1, max_size=4))
-def test_every_point_of_a_grid_is_tried_once(lengths: list[int]) -> None:
+@given(some.lists(some.integers(1, 5), min_size=1, max_size=4), some.sampled_from(PRUNERS))
+def test_every_point_of_a_grid_is_tried_once(lengths: list[int], pruner: str) -> None:
     names = ("seed", "warmup_steps", "batch_size", "log_interval")
     dimensions = [
         Dimension(name=name, choices=tuple(range(1, 1 + length))) for name, length in zip(names, lengths, strict=False)
     ]
-    made = sweep(dimensions=dimensions)
+    made = sweep(dimensions=dimensions, pruner=pruner)
     found = {tuple(made.point(number).items()) for number in range(sweeps.points(dimensions, {}))}
     assert len(found) == sweeps.points(dimensions, {})
+
+
+def test_a_pruner_has_a_grid_tried_in_an_order_that_its_values_do_not_tell() -> None:
+    rates = grid("learning_rate=" + ",".join(f"{each}e-5" for each in range(1, 17)))
+    made = [sweep(dimensions=(rates,), pruner="asha").point(number)["learning_rate"] for number in range(16)]
+    assert sorted(made) == [*rates.choices] != made
+    assert made == [sweep(dimensions=(rates,), pruner="asha").point(number)["learning_rate"] for number in range(16)]
 
 
 @pytest.mark.parametrize(
