@@ -142,7 +142,9 @@ class TrainConfig:
     gpus: int = _hyper(1, "Devices of one host that train together, each a part of every batch.", low=1, high=MOST_GPUS)
     shard: bool = _hyper(False, "Split weights and moments over --gpus, for a model that does not fit on each.")
     grow_positions: bool = _hyper(False, "Let a larger block than the position table add rows to it.")
-    seed: int = _hyper(1337, "Of the first weights, the order of data and dropout.", low=0, high=2**31 - 1)
+    seed: int = _hyper(
+        1337, "Of the first weights, the order of data and dropout; of a sweep's samples.", low=0, high=2**31 - 1
+    )
 
     @property
     def windows_at_once(self) -> int:

@@ -17,6 +17,7 @@ from gptjobs import __version__
 from gptjobs.config import (
     HYPERPARAMETERS,
     PRESET,
+    TRAIN_FIELDS,
     Given,
     Overrides,
     Settled,
@@ -186,7 +187,7 @@ class Sweep:
     """how many go on at once; None for as many as there are slots"""
     budget_tokens: int | None = None
     """that each trial trains on; None for --steps of the unchanged batch and block"""
-    seed: int = 1337
+    seed: int = TRAIN_FIELDS["seed"].default
     """of the sampler"""
     data_digest: str | None = None
     """SHA-256 of the source, where the client had it"""

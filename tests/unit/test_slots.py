@@ -1,11 +1,13 @@
 """Which devices of a worker a job gets, and which queues a worker listens to."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from gptjobs import settings
 from gptjobs.job import JobSpec, queue_of
 from tests.conftest import eventually
 from tests.unit.conftest import NOON, typed
@@ -108,6 +110,32 @@ def test_who_waits_for_slots_goes_when_the_worker_drains(drain: threading.Event)
         assert stack.enter_context(slots.taken(1, threading.Event())) == "cpu"
 
 
+def test_jobs_that_share_gpus_are_spread_over_them(drain: threading.Event) -> None:
+    slots = Slots(["cuda:0", "cuda:1", "cuda:0", "cuda:1"])
+    jobs = [taking(slots, 1, drain) for _ in range(3)]
+    assert [each.device for each in jobs] == ["cuda:0", "cuda:1", "cuda:0"]
+    jobs[0].end()
+    jobs[2].end()
+    again = taking(slots, 1, drain)
+    assert again.device == "cuda:0"
+    both = taking(slots, 2, drain)
+    assert both.device == "cuda:0,1"
+    third = waiting(slots, 2, drain)
+    assert not third.is_served
+    for each in (jobs[1], again, both, third):
+        each.end()
+
+
+def test_each_slot_of_a_cpu_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is undone
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    settings.share_cores(3)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    settings.share_cores(8)
+    assert os.environ["OMP_NUM_THREADS"] == "2", "what was said stands"
+
+
 def test_slots_in_one_word() -> None:
     assert together(["cuda:0", "cuda:3"]) == "cuda:0,3"
     assert (together(["cuda:1"]), together(["cpu", "cpu"]), together(["mps"])) == ("cuda:1", "cpu", "mps")
@@ -118,6 +146,7 @@ def test_slots_in_one_word() -> None:
     [
         (("cpu",), ["cpu", "any"]),
         (("cuda:0", "cuda:1"), ["cuda", "any", "cuda.2", "any.2"]),
+        (("cuda:0", "cuda:1", "cuda:0", "cuda:1"), ["cuda", "any", "cuda.2", "any.2"]),
         (("mps", "mps"), ["mps", "any"]),
     ],
 )
