@@ -12,8 +12,6 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-UNITS, FACTOR = 16, 4
-
 
 def train(config: dict) -> None:
     request = config["request"]
@@ -26,7 +24,7 @@ def train(config: dict) -> None:
     for text in trainer.stdout:
         line = json.loads(text)
         if line["kind"] == "progress" and line["val_loss"] is not None and line["step"]:
-            tune.report({"loss": line["val_loss"], "unit": line["step"] * UNITS // line["end_step"]})
+            tune.report({"loss": line["val_loss"], "unit": round(line["step"] * request["units"] / line["end_step"])})
     trainer.wait()
 
 
@@ -34,7 +32,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     ray.init(num_cpus=request["at_once"], include_dashboard=False, log_to_driver=False, configure_logging=False)
     space = {"path": tune.grid_search(request["configs"]), "request": request}
-    scheduler = ASHAScheduler(time_attr="unit", max_t=UNITS, grace_period=1, reduction_factor=FACTOR)
+    units, factor = request["units"], request["factor"]
+    scheduler = ASHAScheduler(time_attr="unit", max_t=units, grace_period=1, reduction_factor=factor)
     tuner = tune.Tuner(
         tune.with_resources(train, {"cpu": 1}), param_space=space,
         tune_config=tune.TuneConfig(metric="loss", mode="min", scheduler=scheduler),
@@ -43,7 +42,7 @@ def main() -> None:
     began = time.monotonic()
     results = tuner.fit()
     seconds = time.monotonic() - began
-    whole = [each.metrics["loss"] for each in results if each.metrics and each.metrics.get("unit") == UNITS]
+    whole = [each.metrics["loss"] for each in results if each.metrics and each.metrics.get("unit") == units]
     print(json.dumps({"seconds": seconds, "loss": min(whole)}))
 
 

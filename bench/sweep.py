@@ -27,7 +27,8 @@ from bench import ours, report
 from gptjobs import durable, planning, trials
 from gptjobs.data import tokens
 from gptjobs.layout import Layout
-from gptjobs.sweep import Sweep, Trial
+from gptjobs.study import FACTOR
+from gptjobs.sweep import UNITS, Sweep, Trial
 from gptjobs.trials import Tried
 from tests.conftest import Commands, Workers, english, eventually, start_server
 
@@ -185,6 +186,7 @@ def measure_ray(scene: Scene, python: str, rounds: int) -> str:
     def rays() -> float:
         configs = scene.configs(*PRUNED)
         request = {"configs": [*map(str, configs)], "trainer": ours.command(Path("CONFIG"), "cpu"), "at_once": 2}
+        request |= {"units": UNITS, "factor": FACTOR}
         environment = {**ours.environment(threads(2)), "PYTHONPATH": ""}
         done = subprocess.run(
             [python, str(RAY)], input=json.dumps({**request, "environment": ours.environment(threads(2))}), text=True,

@@ -205,6 +205,13 @@ def quarantine(layout: Layout, checkpoint: Checkpoint, reason: str) -> Checkpoin
     return replace(checkpoint, manifest=changed)
 
 
+def release(layout: Layout, checkpoint: Checkpoint) -> Checkpoint:
+    """Take it out of quarantine."""
+    changed = replace(checkpoint.manifest, status=GOOD, reason=None)
+    durable.write(manifest_path(layout.path(checkpoint.name)), durable.to_json(changed.to_dict()))
+    return replace(checkpoint, manifest=changed)
+
+
 def _corrupt(checkpoint: Checkpoint, why: str) -> Refused:
     return Refused(
         f"the checkpoint {checkpoint.name} is corrupt: {why}",

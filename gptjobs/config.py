@@ -20,6 +20,7 @@ HELD_OUT_PART = 10
 """One in so many tokens, the data's tail, is held out for validation."""
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILES = ("auto", "on", "off")
+DEFAULT_SEED = 1337
 MOST_GPUS = 16
 """of a host, for one job"""
 ACTIVATIONS = ("gelu_tanh", "gelu")
@@ -143,7 +144,10 @@ class TrainConfig:
     shard: bool = _hyper(False, "Split weights and moments over --gpus, for a model that does not fit on each.")
     grow_positions: bool = _hyper(False, "Let a larger block than the position table add rows to it.")
     seed: int = _hyper(
-        1337, "Of the first weights, the order of data and dropout; of a sweep's samples.", low=0, high=2**31 - 1
+        DEFAULT_SEED,
+        "Of the first weights, the order of data, dropout, and a sweep's samples.",
+        low=0,
+        high=2**31 - 1,
     )
 
     @property

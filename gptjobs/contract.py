@@ -71,7 +71,7 @@ def contract(plan: Plan, parent: Checkpoint) -> Contract:
         end_step=settled.end_step,
         reads=tuple(reads(manifest)) if manifest.layout != OWN else (),
         continues=tuple(continues),
-        changes=tuple(_changes(manifest.settled, settled)),
+        changes=tuple(changes(manifest.settled, settled)),
         resets=tuple(resets),
         rate_before=old.learning_rate_at(settled.start_step) if manifest.settled.knows("learning_rate") else None,
         rate_after=new.learning_rate_at(settled.start_step),
@@ -104,7 +104,7 @@ def _against_place(manifest: Manifest, plan: Plan) -> str | None:
     return None
 
 
-def _changes(old: Settled, new: Settled) -> list[Change]:
+def changes(old: Settled, new: Settled) -> list[Change]:
     """What the job has otherwise than the checkpoint; of what the checkpoint does not say, what matters most."""
     before, after = (asdict(each.model) | asdict(each.train) for each in (old, new))
     found = []

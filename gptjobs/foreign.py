@@ -61,13 +61,18 @@ class Contents:
 
     def turns(self, name: str) -> bool:
         """Whether this tensor, and its moments, are to be transposed for a Linear."""
-        return self.is_transposed and _TRANSPOSED.fullmatch(name) is not None
+        return self.is_transposed and is_transposed_there(name)
 
     @property
     def groups(self) -> list[Mapping[str, Any]]:
         """Of the optimizer, each with its settings and the numbers of its tensors."""
         found = (self.optimizer or {}).get("param_groups")
         return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
+
+
+def is_transposed_there(name: str) -> bool:
+    """Whether Hugging Face, and OpenAI, have the matrix of that name as [in, out]."""
+    return _TRANSPOSED.fullmatch(name) is not None
 
 
 def is_folder(path: Path) -> bool:

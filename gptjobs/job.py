@@ -206,6 +206,8 @@ class JobSpec:
     data_digest: str | None = None
     """SHA-256 of the source, where the client had it"""
     accept_data_change: bool = False
+    allow_quarantined: bool = False
+    """whether the parent may be one that is not to be used"""
     device: str = ANY
     priority: int = DEFAULT_PRIORITY
     sweep: str | None = None
@@ -288,6 +290,7 @@ def _checked(spec: JobSpec) -> JobSpec:
         "parent": spec.parent is None or len(spec.parent) <= _TEXT_LENGTH,
         "data_digest": spec.data_digest is None or is_digest(spec.data_digest),
         "accept_data_change": isinstance(spec.accept_data_change, bool),
+        "allow_quarantined": isinstance(spec.allow_quarantined, bool),
         "priority": type(spec.priority) is int and 0 <= spec.priority <= HIGHEST_PRIORITY,
         "sweep": spec.sweep is None or (isinstance(spec.sweep, str) and is_name(spec.sweep)),
         "to_the_end": isinstance(spec.to_the_end, bool),

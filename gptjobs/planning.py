@@ -31,10 +31,10 @@ def plan(
     name it."""
     if parent is None and spec.parent is not None:
         parent = find_checkpoint(layout, spec.parent)
-    if parent is not None and parent.manifest.status != GOOD:
+    if parent is not None and parent.manifest.status != GOOD and not spec.allow_quarantined:
         raise Refused(
             f"the checkpoint {parent.name} is {parent.manifest.status}: {parent.manifest.reason}",
-            hint="another one: gptjobs checkpoints list",
+            hint="another one: gptjobs checkpoints list; or --allow-quarantined",
         )
     if parent is None:
         settled = settle(spec.overrides)

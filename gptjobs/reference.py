@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from gptjobs import adoption, checkpoint, foreign, trials
-from gptjobs.checkpoint import Checkpoint
+from gptjobs.checkpoint import GOOD, Checkpoint
 from gptjobs.config import Overrides
 from gptjobs.errors import NotFound, Refused, UsageError
 from gptjobs.job import JobSpec
@@ -125,6 +125,15 @@ def _of_sweep(layout: Layout, sweep: Sweep, which: str) -> Checkpoint:
 
 def _of_job(layout: Layout, job: str, which: str) -> Checkpoint:
     counting = checkpoint.counting(layout, job)
+    quarantined = [each for each in checkpoint.listed(layout, job) if each.manifest.status != GOOD]
+    named = next((each for each in quarantined if str(each.manifest.step) == which), None)
+    if named is not None and named.manifest.step not in {each.manifest.step for each in counting}:
+        return named
+    if not counting and quarantined:
+        raise NotFound(
+            f"all {len(quarantined)} checkpoints of job {job} are in quarantine",
+            hint=f"gptjobs checkpoints list {job}; gptjobs checkpoints release puts one back",
+        )
     if not counting:
         raise NotFound(f"job {job} has no checkpoint yet", hint=f"gptjobs logs {job}")
     if which == LAST:

@@ -15,9 +15,9 @@ from typing import Any
 
 from gptjobs import __version__
 from gptjobs.config import (
+    DEFAULT_SEED,
     HYPERPARAMETERS,
     PRESET,
-    TRAIN_FIELDS,
     Given,
     Overrides,
     Settled,
@@ -39,7 +39,7 @@ PRUNERS = (NONE, MEDIAN, ASHA, HYPERBAND)
 DIAGNOSE = "diagnose"
 MANY_POINTS = 10_000
 """of a grid, from which on it is asked whether all are meant"""
-UNITS = 16
+UNITS = 9
 """evaluations of a trial by which a pruner judges it, at equal distances, unless --eval-interval says otherwise"""
 UNCHANGED = "unchanged"
 """the control, in words"""
@@ -187,7 +187,7 @@ class Sweep:
     """how many go on at once; None for as many as there are slots"""
     budget_tokens: int | None = None
     """that each trial trains on; None for --steps of the unchanged batch and block"""
-    seed: int = TRAIN_FIELDS["seed"].default
+    seed: int = DEFAULT_SEED
     """of the sampler"""
     data_digest: str | None = None
     """SHA-256 of the source, where the client had it"""

@@ -87,7 +87,7 @@ class Tried:
     def _unit(self, evaluation: Evaluation) -> int:
         if self.settled is None:
             return 0
-        return (evaluation.step - self.settled.start_step) * self.units // self.settled.train.steps
+        return (evaluation.step - self.settled.start_step) // self.settled.train.eval_interval
 
     @property
     def is_at_a_new_unit(self) -> bool:

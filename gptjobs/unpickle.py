@@ -194,14 +194,14 @@ def are_equal(path: Path, one: TensorShape, other: TensorShape) -> bool:
     """Whether two tensors of the file are the same numbers: one place, or two with the same bytes."""
     if (one.storage, one.first, one.size) == (other.storage, other.first, other.size):
         return True
-    pieces = zip(_numbers(path, one), _numbers(path, other), strict=True)
+    pieces = zip(numbers(path, one), numbers(path, other), strict=True)
     try:
         return one.size == other.size and all(first == second for first, second in pieces)
     except zipfile.BadZipFile as error:
         raise Refused(f"{path} is damaged: {error}") from error
 
 
-def _numbers(path: Path, tensor: TensorShape) -> Iterator[bytes]:
+def numbers(path: Path, tensor: TensorShape) -> Iterator[bytes]:
     """The tensor's bytes, in pieces."""
     with path.open("rb") as file, zipfile.ZipFile(file).open(tensor.storage) if tensor.storage else file as numbers:
         numbers.seek(tensor.first)

@@ -1,25 +1,37 @@
 """`gptjobs checkpoints`: what can be resumed from."""
 
 import shlex
+import time
+from collections.abc import Container, Mapping
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
 
-from gptjobs import adoption, checkpoint, contract, foreign
+from gptjobs import adoption, checkpoint, contract, foreign, inspection, registry
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_checkpoint, complete_job
 from gptjobs.cli.place import Place, json_option, pass_place
+from gptjobs.cli.tensors import export, sample
 from gptjobs.config import ACTIVATIONS, VOCABULARY, Given, option
 from gptjobs.data import encoding as encodings
-from gptjobs.errors import GptjobsError, NotFound, Refused
+from gptjobs.errors import GptjobsError, NotFound, Refused, UsageError
+from gptjobs.job import plain
+from gptjobs.layout import Layout
+from gptjobs.progress import duration
 from gptjobs.reference import checkpoint_at, find_checkpoint, jobs_on_record, pick
 
 
 @click.group("checkpoints")
 def group() -> None:
     """What jobs and other programs wrote, and what can be resumed from."""
+
+
+group.add_command(export)
+group.add_command(sample)
 
 
 @group.command("list", epilog="Example: gptjobs checkpoints list @")
@@ -34,24 +46,29 @@ def list_checkpoints(place: Place, job: str | None, as_json: bool) -> None:
     brought = checkpoint.brought(place.layout) if job is None else []
     found = [each for checkpoints in of_jobs.values() for each in checkpoints] + brought
     if as_json:
-        output.as_json({"checkpoints": [each.to_dict() for each in found]})
+        output.as_json({"checkpoints": [_record(place.layout, each) for each in found]})
         return
     if not found:
         output.say("no checkpoints yet")
         return
     names = {each.name: each.id for each in jobs if each.name}  # the newest of a name has it
     called = {id: name for name, id in names.items()}
-    rows = [_row(each, f"{called.get(id, id)}@{each.manifest.step}") for id in ids for each in of_jobs[id]]
-    _table(rows + [_row(each, each.name) for each in brought])
+    references = {each.name: f"{called.get(id, id)}@{each.manifest.step}" for id in ids for each in of_jobs[id]}
+    tainted = {each.name for each in found if registry.taint(place.layout, each)}
+    _table([_row(each, references.get(each.name, each.name), references, tainted) for each in found])
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:
-    headers = ("REFERENCE", "STEP", "TOKENS", "TRAIN", "VAL", "CONTEXT", "SIZE", "STATUS")
-    output.table(headers, rows, right=(1, 2, 3, 4, 5, 6))
+    headers = ("REFERENCE", "STEP", "TOKENS", "TRAIN", "VAL", "CONTEXT", "SIZE", "AGE", "PARENT", "STATUS")
+    output.table(headers, rows, right=(1, 2, 3, 4, 5, 6, 7))
 
 
-def _row(each: Checkpoint, reference: str) -> tuple[str, ...]:
+def _row(
+    each: Checkpoint, reference: str, references: Mapping[str, str] = MappingProxyType({}), tainted: Container[str] = ()
+) -> tuple[str, ...]:
     manifest = each.manifest
+    age = None if manifest.written_at is None else duration(max(0.0, time.time() - manifest.written_at))
+    parent = manifest.parent or "-"
     return (
         reference,
         str(manifest.step),
@@ -60,7 +77,9 @@ def _row(each: Checkpoint, reference: str) -> tuple[str, ...]:
         output.number(manifest.losses.val_loss, ".4f"),
         output.number(manifest.losses.eval_context, "d"),
         output.size(manifest.size),
-        manifest.status,
+        age or "-",
+        references.get(parent, parent.rpartition("/")[2]),
+        f"{manifest.status}, tainted" if each.name in tainted else manifest.status,
     )
 
 
@@ -72,11 +91,37 @@ def show(place: Place, reference: str, as_json: bool) -> None:
     """One checkpoint, by path or JOB@best, JOB@last, JOB@STEP. Needs no Redis."""
     found = find_checkpoint(place.layout, reference, Path.cwd())
     if as_json:
-        output.as_json({**found.to_dict(), "manifest": found.manifest.to_dict()})
+        lineage = [each.to_dict() for each in registry.ancestry(place.layout, found)[1:]]
+        output.as_json({**_record(place.layout, found), "lineage": lineage, "manifest": found.manifest.to_dict()})
         return
     _show(found)
+    _show_lineage(place.layout, found)
     if found.lies_at is not None:
         output.say("not imported yet; submit resume --from does it, as does gptjobs checkpoints import")
+
+
+def _record(layout: Layout, found: Checkpoint) -> dict[str, Any]:
+    tainted_by = registry.taint(layout, found)
+    return {**found.to_dict(), "tainted_by": tainted_by.name if tainted_by else None}
+
+
+def in_quarantine(found: Checkpoint) -> str:
+    """One that is, in words."""
+    return f"{found.name}, which is in quarantine: {found.manifest.reason}"
+
+
+def _show_lineage(layout: Layout, found: Checkpoint) -> None:
+    """Where it comes from: the last checkpoint of each job before, and what its next job has otherwise."""
+    chain = registry.ancestry(layout, found)
+    if tainted_by := registry.taint(layout, found):
+        output.result(f"  tainted: it descends from {in_quarantine(tainted_by)}")
+    for child, parent in pairwise(chain):
+        if child.manifest.job == parent.manifest.job:
+            continue
+        output.result(f"  from {parent.name}")
+        for change in contract.changes(parent.manifest.settled, child.manifest.settled):
+            words = f"{contract.value_in_words(change.before)} → {contract.value_in_words(change.after)}"
+            output.result(f"    {change.name}  {words}")
 
 
 def _show(found: Checkpoint) -> None:
@@ -103,6 +148,137 @@ def _show(found: Checkpoint) -> None:
     output.result(f"  {output.size(manifest.size)}, SHA-256 {manifest.sha256}")
     output.result(f"  parent {manifest.parent or ('none: from scratch' if manifest.job else 'unknown')}")
     output.result(f"  status {manifest.status}" + (f": {manifest.reason}" if manifest.reason else ""))
+
+
+@group.command(epilog="Example: gptjobs checkpoints verify @best")
+@click.argument("references", metavar="[REF...]", nargs=-1, shell_complete=complete_checkpoint)
+@click.option("--quarantine", "puts_away", is_flag=True, help="Put those that fail into quarantine.")
+@json_option
+@pass_place
+def verify(place: Place, references: tuple[str, ...], puts_away: bool, as_json: bool) -> None:
+    """Check that checkpoints are whole: the SHA-256 of their manifests, tensors that can be read, finite weights.
+
+    Without REF, all that are not in quarantine. Exit 3 if one is not whole.
+    """
+    found = _meant(place.layout, references) if references else _all_good(place.layout)
+    faults: dict[str, str] = {}
+    with output.bytes_bar(sum(each.manifest.size for each in found), f"verifying {len(found)}") as advance:
+        for each in found:
+            if fault := inspection.fault(place.layout, each, advance):
+                faults[each.name] = fault
+                if puts_away:
+                    checkpoint.quarantine(place.layout, each, f"verify: {fault}")
+    if as_json:
+        output.as_json({"verified": len(found), "faults": faults})
+    for name, fault in faults.items() if not as_json else ():
+        output.result(f"{name}: {fault}")
+    if faults:
+        hint = "they are in quarantine now" if puts_away else "gptjobs checkpoints verify --quarantine puts them away"
+        raise Refused(f"{len(faults)} of {len(found)} checkpoints are not whole", hint=hint)
+    if not as_json:
+        output.say(f"{len(found)} {'checkpoint is' if len(found) == 1 else 'checkpoints are'} whole")
+
+
+def _all_good(layout: Layout) -> list[Checkpoint]:
+    of_jobs = [each for job in jobs_on_record(layout) for each in checkpoint.of_job(layout, job.id)]
+    return [each for each in (*of_jobs, *checkpoint.brought(layout)) if each.manifest.status == checkpoint.GOOD]
+
+
+def _meant(layout: Layout, references: tuple[str, ...]) -> list[Checkpoint]:
+    found = {each.name: each for reference in references for each in registry.meant(layout, reference, Path.cwd())}
+    for each in found.values():
+        if each.lies_at is not None:
+            raise Refused(f"{each.name} has no manifest yet", hint=f"gptjobs checkpoints import {each.lies_at}")
+    return list(found.values())
+
+
+_references = click.argument(
+    "references", metavar="REF...", nargs=-1, required=True, shell_complete=complete_checkpoint
+)  # fmt: skip
+
+
+@group.command(epilog="Example: gptjobs checkpoints quarantine plateau@2000.. --reason spike")
+@_references
+@click.option("--reason", default=registry.BY_HAND, show_default=True, help="Why, for whoever meets it later.")
+@json_option
+@pass_place
+def quarantine(place: Place, references: tuple[str, ...], reason: str, as_json: bool) -> None:
+    """Have checkpoints not be used: @best and @last pass them over, and a resume from one is refused.
+
+    JOB@2000.. means all of the job from step 2000 on, JOB@2000..2500 those to 2500.
+    """
+    place.check_root()
+    _tell(registry.quarantine(place.layout, _meant(place.layout, references), plain(reason)), "in quarantine", as_json)
+
+
+@group.command(epilog="Example: gptjobs checkpoints release plateau@2000")
+@_references
+@json_option
+@pass_place
+def release(place: Place, references: tuple[str, ...], as_json: bool) -> None:
+    """Take checkpoints out of quarantine, if their files are whole."""
+    place.check_root()
+    _tell(registry.release(place.layout, _meant(place.layout, references)), "good", as_json)
+
+
+def _tell(changed: list[Checkpoint], words: str, as_json: bool) -> None:
+    if as_json:
+        output.as_json({"checkpoints": [each.to_dict() for each in changed]})
+        return
+    for each in changed:
+        output.result(f"{each.name}  {words}")
+    if not changed:
+        output.say("nothing changed: they were that already")
+
+
+@group.command(epilog="Example: gptjobs checkpoints prune @ --keep-best 3 --keep-last 2 --keep-every 5000 --dry-run")
+@click.argument("jobs", metavar="[JOB...]", nargs=-1, shell_complete=complete_job)
+@click.option("--keep-best", type=click.IntRange(0), default=3, show_default=True, help="Those of the lowest loss.")
+@click.option("--keep-last", type=click.IntRange(0), default=2, show_default=True, help="The newest so many.")
+@click.option("--keep-every", type=click.IntRange(0), default=0, help="Also those at multiples of so many steps.")
+@click.option("--dry-run", is_flag=True, help="Show what would go; delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_place
+def prune(
+    place: Place, jobs: tuple[str, ...], keep_best: int, keep_last: int, keep_every: int, dry_run: bool, yes: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Delete checkpoints that are not to be kept, of these jobs or of all.
+
+    Kept are always what a job that has not ended, or a sweep, starts from, and a job's only good one.
+    """
+    place.check_root()
+    known = jobs_on_record(place.layout)
+    ids = [pick(each, known) for each in jobs] or [each.id for each in known]
+    used, keep = registry.in_use(place.layout), {"keep_best": keep_best, "keep_last": keep_last}
+    going = [
+        each
+        for id in ids
+        for each in registry.superfluous(place.layout, id, **keep, keep_every=keep_every, used=used)
+    ]  # fmt: skip
+    size = sum(each.manifest.size for each in going)
+    if going and not dry_run and not yes:
+        _ask_to_delete(going, size)
+    if not dry_run:
+        registry.remove(place.layout, going)
+    if as_json:
+        names = [each.name for each in going]
+        output.as_json({"deleted": [] if dry_run else names, "would_delete": names if dry_run else [], "bytes": size})
+        return
+    for each in going:
+        output.result(f"{each.name}  {output.size(each.manifest.size)}")
+    count = "1 checkpoint" if len(going) == 1 else f"{len(going)} checkpoints"
+    output.say(f"{count}, {output.size(size)}, {'would be ' if dry_run else ''}deleted")
+
+
+def _ask_to_delete(going: list[Checkpoint], size: int) -> None:
+    words = f"{len(going)} checkpoints of {output.size(size)}"
+    if not output.is_terminal():
+        raise UsageError(f"{words} would be deleted", hint="--dry-run shows them, --yes deletes them")
+    for each in going:
+        output.say(f"{each.name}  {output.size(each.manifest.size)}")
+    click.confirm(f"Delete these {words}?", abort=True, err=True)
 
 
 @group.command("import", epilog="Example: gptjobs checkpoints import ~/nanoGPT/out/ckpt.pt")

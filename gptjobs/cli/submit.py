@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from gptjobs import adoption, contract
+from gptjobs import adoption, contract, registry
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
+from gptjobs.cli.checkpoints import in_quarantine
 from gptjobs.cli.complete import complete_checkpoint
 from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
 from gptjobs.cli.place import Place, json_option, pass_place
@@ -19,7 +20,7 @@ from gptjobs.cli.watch import watch_job
 from gptjobs.config import Plan, check
 from gptjobs.errors import UsageError
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY, JobSpec
-from gptjobs.layout import job_id_of_key, new_job_id
+from gptjobs.layout import Layout, job_id_of_key, new_job_id
 from gptjobs.reference import jobs_on_record
 
 
@@ -87,6 +88,7 @@ def train(context: click.Context, place: Place, /, **values: Any) -> None:
     help="The checkpoint: a path, JOB@best, JOB@last or JOB@STEP.",
 )
 @click.option("--accept-data-change", is_flag=True, help="Train on data that the checkpoint has not seen.")
+@click.option("--allow-quarantined", is_flag=True, help="Go on from a checkpoint that is in quarantine.")
 @hyperparameters(of="resume")
 @_request_options
 @pass_place
@@ -105,7 +107,12 @@ def resume(context: click.Context, place: Place, /, **values: Any) -> None:
     _submit(
         context,
         place,
-        replace(request, parent=values["parent"], accept_data_change=values["accept_data_change"]),
+        replace(
+            request,
+            parent=values["parent"],
+            accept_data_change=values["accept_data_change"],
+            allow_quarantined=values["allow_quarantined"],
+        ),
     )
 
 
@@ -141,7 +148,7 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
         ready = prepare(place, spec)
         spec, plan, parent = ready.spec, ready.plan, ready.parent
         if talks:
-            output.say(_what_will_happen(plan, parent))
+            output.say(_what_will_happen(place.layout, plan, parent))
         bring(place.layout, ready, talks=talks, is_dry=options["dry_run"])
     else:
         check_without_root(place.layout, spec, talks=talks)
@@ -172,9 +179,11 @@ def _queue(place: Place, spec: JobSpec) -> bool:
     return control.submit(place.store, place.layout, place.app, spec)
 
 
-def _what_will_happen(plan: Plan, parent: Checkpoint | None) -> str:
+def _what_will_happen(layout: Layout, plan: Plan, parent: Checkpoint | None) -> str:
     if parent is not None:
-        return contract.in_words(contract.contract(plan, parent))
+        words = contract.in_words(contract.contract(plan, parent))
+        tainted_by = registry.taint(layout, parent)
+        return words if tainted_by is None else f"{words}\nnote: it descends from {in_quarantine(tainted_by)}"
     train, model = plan.settled.train, plan.settled.model
     lines = [
         f"train {model.n_layer} layers, {model.n_head} heads, width {model.n_embd} from scratch on {train.data}",

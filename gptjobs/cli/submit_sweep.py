@@ -15,7 +15,7 @@ from gptjobs.cli.complete import complete_checkpoint
 from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, read_toml, said
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.cli.prepare import Ready, bring, check_name, check_without_root, find_workers, prepare
-from gptjobs.config import TRAIN_FIELDS, Overrides, Settled, check
+from gptjobs.config import DEFAULT_SEED, Overrides, Settled, check
 from gptjobs.errors import GptjobsError, UsageError
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY
 from gptjobs.layout import new_job_id
@@ -132,7 +132,7 @@ def _request(context: click.Context, place: Place) -> Sweep:
         trials=options.get("trials") or TRIALS,
         parallel=options.get("parallel"),
         budget_tokens=options.get("budget_tokens"),
-        seed=overrides["seed"].value if "seed" in overrides else TRAIN_FIELDS["seed"].default,
+        seed=overrides["seed"].value if "seed" in overrides else DEFAULT_SEED,
         device=context.params["device"],
         priority=context.params["priority"],
         submitted_at=time.time(),

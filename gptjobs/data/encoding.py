@@ -51,7 +51,29 @@ def _encode_bytes(pieces: Sequence[bytes]) -> Iterator[Encoded]:
         yield Encoded(array("H", list(piece)), [1] * len(piece))
 
 
-def _byte_pairs(layout: Layout) -> Encoder:
+class Codec(NamedTuple):
+    """Text to tokens and back."""
+
+    encode: Callable[[str], list[int]]
+    bytes_of: Callable[[int], bytes]
+    """what a token stands for, which may be a part of a character"""
+
+
+def codec(layout: Layout, name: str) -> Codec:
+    """Raises NotFound where the encoding's file is not in place."""
+    if name == BYTES:
+        return Codec(lambda text: list(text.encode()), lambda token: bytes([token]))
+    encoding = _tiktokens(ranks(layout))
+    return Codec(encoding.encode_ordinary, encoding.decode_single_token_bytes)
+
+
+def ranks(layout: Layout) -> dict[bytes, int]:
+    """The tokens of GPT-2's encoding, each with its number. Raises NotFound where its file is not in place."""
+    lines = (line.split() for line in read(layout).splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in lines}
+
+
+def _tiktokens(ranks: dict[bytes, int]) -> Any:
     try:
         import tiktoken
         from tiktoken_ext.openai_public import r50k_pat_str
@@ -59,12 +81,15 @@ def _byte_pairs(layout: Layout) -> Encoder:
         raise NotFound(
             f"the encoding {NAME} needs the package tiktoken", hint="pip install 'gptjobs[worker]'"
         ) from None
-    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in read(layout).splitlines())}
-    encoding = tiktoken.Encoding(
-        NAME, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
-    )
+    special = {"<|endoftext|>": len(ranks)}
+    return tiktoken.Encoding(NAME, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+
+
+def _byte_pairs(layout: Layout) -> Encoder:
+    known = ranks(layout)
+    encoding = _tiktokens(known)
     length_of = [0] * encoding.n_vocab
-    for token, rank in ranks.items():
+    for token, rank in known.items():
         length_of[rank] = len(token)
 
     def encode(pieces: Sequence[bytes]) -> Iterator[Encoded]:

@@ -74,17 +74,17 @@ def test_whole_numbers_and_choices_are_sampled_as_such() -> None:
     assert type(params["batch_size"]) is int and params["schedule"] in ("constant", "cosine")
 
 
-def test_asha_lets_one_in_four_go_on_from_each_rung() -> None:
+def test_asha_lets_one_in_three_go_on_from_each_rung() -> None:
     search = sweep(dimensions=(RATE,), pruner=ASHA)
-    records = [tried(number, {1: 3.0 - number / 10}, reason=PRUNED) for number in range(7)]
-    assert study.is_to_stop(search, [*records, tried(7, {1: 2.55}, reason=None)], 7)
-    assert not study.is_to_stop(search, [*records, tried(7, {1: 2.3}, reason=None)], 7)
+    records = [tried(number, {1: 3.0 - number / 10}, reason=PRUNED) for number in range(8)]
+    assert study.is_to_stop(search, [*records, tried(8, {1: 2.55}, reason=None)], 8)
+    assert not study.is_to_stop(search, [*records, tried(8, {1: 2.45}, reason=None)], 8)
 
 
 def test_asha_judges_only_at_its_rungs() -> None:
     search = sweep(dimensions=(RATE,), pruner=ASHA)
     records = [whole(number, 1.0) for number in range(4)]
-    for units, stops in ((1, True), (2, False), (3, False), (4, True), (5, False), (16, True)):
+    for units, stops in ((1, True), (2, False), (3, True), (4, False), (8, False), (9, True)):
         # it led at the rungs before, and is the worst now
         losses = {unit: 0.5 if unit < units else 2.0 for unit in range(1, units + 1)}
         assert study.is_to_stop(search, [*records, tried(4, losses, reason=None)], 4) is stops, units
@@ -93,9 +93,9 @@ def test_asha_judges_only_at_its_rungs() -> None:
 def test_asha_lets_a_trial_that_it_had_stopped_go_on_once_enough_others_are_worse() -> None:
     search = sweep(dimensions=(RATE,), pruner=ASHA)
     best, second = whole(0, 1.0), tried(1, {1: 1.5}, reason=PRUNED)
-    few = [best, second, *(tried(number, {1: 2.0}, reason=PRUNED) for number in range(2, 7))]
+    few = [best, second, *(tried(number, {1: 2.0}, reason=PRUNED) for number in range(2, 5))]
     assert study.can_be_let_go_on(search, few) == []
-    enough = [*few, tried(7, {1: 2.0}, reason=PRUNED)]
+    enough = [*few, tried(5, {1: 2.0}, reason=PRUNED)]
     assert study.can_be_let_go_on(search, enough) == [second]
     assert study.can_be_let_go_on(sweep(dimensions=(RATE,), pruner=MEDIAN), enough) == []
 
@@ -113,12 +113,12 @@ def test_hyperband_begins_to_judge_some_trials_later_than_others() -> None:
     first_stop = set()
     for number in range(40, 70):
         records = [whole(each, 1.0) for each in range(number)]
-        for unit in (1, 4, 16):
+        for unit in (1, 3, 9):
             losses = dict.fromkeys(range(1, unit + 1), 2.0)
             if study.is_to_stop(search, [*records, tried(number, losses, reason=None)], number):
                 first_stop.add(unit)
                 break
-    assert first_stop == {1, 4, 16}
+    assert first_stop == {1, 3, 9}
 
 
 def test_a_trial_that_failed_is_neither_good_nor_in_the_way() -> None:

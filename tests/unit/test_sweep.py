@@ -180,10 +180,10 @@ def test_a_sweep_is_read_as_it_was_written() -> None:
     assert Sweep.from_dict(diagnosed.to_dict()) == diagnosed
 
 
-def test_a_pruner_has_trials_evaluated_sixteen_times_unless_told_otherwise() -> None:
+def test_a_pruner_has_trials_evaluated_nine_times_unless_told_otherwise() -> None:
     trial = Trial(number=0, params={"learning_rate": 1e-5})
     made = sweep(dimensions=(BOTH[0],), pruner="asha")
-    assert made.job(trial, NANO, 200).overrides["eval_interval"].value == 31
+    assert made.job(trial, NANO, 200).overrides["eval_interval"].value == 55
     told = replace(made, overrides=typed(steps=500, eval_interval=100))
     assert told.job(trial, NANO, 200).overrides["eval_interval"].value == 100
     assert "eval_interval" not in replace(made, pruner="none").job(trial, NANO, 200).overrides

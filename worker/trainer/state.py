@@ -95,6 +95,13 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
     return state
 
 
+def load_model(layout: Layout, found: Checkpoint, device: Device) -> GPT:
+    """A checkpoint's model, to compute with and not to train. Raises Refused where its weights are not finite."""
+    model = GPT(found.manifest.settled.model)
+    _load_weights(model, stored.read(layout.path(found.name), found.manifest)["model"], found.name)
+    return model.to(device.place).eval()
+
+
 def _load_weights(model: GPT, saved: dict[str, Tensor], name: str) -> None:
     poisoned = [each for each, tensor in saved.items() if not torch.isfinite(tensor).all()]
     if poisoned:
