@@ -293,6 +293,8 @@ class Attempt:
     """seconds since the epoch, for people"""
     micro_batch: int | None = None
     """windows on the device at once, where as many as planned did not fit on one of its kind before"""
+    skips: Sequence[Sequence[int]] = ()
+    """windows of the data that are left out, each from the first to before the last: a spike had seen them"""
 
     @property
     def kind_of_device(self) -> str:
@@ -301,7 +303,7 @@ class Attempt:
 
 def begin_attempt(
     layout: Layout, job: str, token: int, start: Checkpoint | None, *, worker: str, device: str,
-    micro_batch: int | None = None,
+    micro_batch: int | None = None, skips: Sequence[Sequence[int]] = (),
 ) -> Attempt:  # fmt: skip
     """Write down that an attempt begins; raises FileExistsError where its token was used already."""
     made = Attempt(
@@ -313,6 +315,7 @@ def begin_attempt(
         device=device,
         began_at=time.time(),
         micro_batch=micro_batch,
+        skips=skips,
     )
     durable.make_folder(layout.job_outputs(job))
     durable.make_folder(layout.attempts(job))

@@ -120,6 +120,12 @@ class TrainConfig:
     checkpoint_interval: int = _hyper(500, "Steps between checkpoints.", low=1, high=10**9)
     log_interval: int = _hyper(10, "Steps between lines of progress.", low=1, high=10**6)
     target_val_loss: float = _hyper(0.0, "Stop early at this validation loss, in nats. 0: off.", low=0.0, high=1e3)
+    on_spike: str = _hyper(
+        "warn",
+        "When the loss rises and stays up: go back before it and on without the windows it had seen, stop, or tell.",
+        choices=("rollback", "stop", "warn"),
+    )
+    max_rollbacks: int = _hyper(2, "Times to go back before a job has diverged.", low=0, high=1000)
     patience: int = _hyper(0, "Stop early after so many evaluations without a better one. 0: off.", low=0)
     precision: str = _hyper("auto", "Arithmetic of matrix products.", choices=PRECISIONS)
     compile: str = _hyper(

@@ -142,6 +142,8 @@ class Cause(StrEnum):
     SIGNAL = "signal"
     EXIT_CODE = "exit code"
     HUNG = "hung"
+    SPIKE = "spike"
+    """of the loss, from before which the next attempt goes on"""
     LOST_HOST = "lost host"
     KILLED = "killed"
     """from outside"""

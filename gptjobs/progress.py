@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
@@ -100,12 +101,15 @@ class ArithmeticSettled:
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """Someone should look, though training goes on: `name` says at what (checkpoint_failed)."""
+    """Someone should look: `name` says at what (checkpoint_failed, spike). Of a spike, the step it began at and the
+    windows of the data, from the first to before the last, that its steps had seen."""
 
     kind: ClassVar[str] = "alert"
     name: str
     step: int
     reason: str
+    since: int | None = None
+    windows: list[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +172,8 @@ def _holds(type_: Any, value: object) -> bool:
     """Whether a field of that type holds the value: a whole number is a number too, NaN and true are none."""
     if get_origin(type_) is Literal:
         return value in get_args(type_)
+    if get_origin(type_) is UnionType:
+        return any(value is None if each is NoneType else _holds(each, value) for each in get_args(type_))
     if get_origin(type_) is list:
         return isinstance(value, list) and all(_holds(get_args(type_)[0], each) for each in value)
     if isinstance(value, int | float):

@@ -142,6 +142,13 @@ def micro_batch(past: Sequence[PastAttempt], device: str, planned: int) -> int |
     return windows
 
 
+def windows_of_spikes(past: Sequence[PastAttempt]) -> list[list[int]]:
+    """The windows that are left out after attempts that a spike has ended, each from the first to before the last."""
+    ended = [each for each in past if each.ended is not None and each.ended.cause is Cause.SPIKE]
+    alerts = [each.alerts[-1] for each in ended if each.alerts]
+    return [list(each["windows"]) for each in alerts if each.get("windows")]
+
+
 def fewer_windows(newest: PastAttempt | None, plan: Plan | None) -> str | None:
     """In words, that an attempt has fewer windows on the device at once than planned."""
     if newest is None or newest.micro_batch is None or plan is None:

@@ -135,14 +135,14 @@ class Attempt:
         corrupt: list[Checkpoint] = []
         start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent, corrupt.append)
         planning.check_room(layout, plan, start.manifest.step if start else 0)
-        windows = record.micro_batch(
-            record.read_attempts(layout, plan.job), self._device, plan.settled.train.windows_at_once
-        )
+        past = record.read_attempts(layout, plan.job)
+        windows = record.micro_batch(past, self._device, plan.settled.train.windows_at_once)
         if not self._is_the_newest:
             return False
         checkpoint.begin_attempt(
-            layout, plan.job, token, start, worker=self._worker, device=self._device, micro_batch=windows
-        )
+            layout, plan.job, token, start, worker=self._worker, device=self._device, micro_batch=windows,
+            skips=record.windows_of_spikes(past),
+        )  # fmt: skip
         if self._is_the_newest:
             checkpoint.sweep_leftovers(layout, plan.job)
         for each in corrupt:
@@ -229,6 +229,8 @@ class Attempt:
         if self._is_pruned and ended.cause is Cause.STOPPED:
             return Verdict(outcome=Outcome(state=JobState.FINISHED, reason=PRUNED))
         hint = finished.hint if finished is not None else f"gptjobs logs {self._spec.id}"
+        if ended.cause is Cause.SPIKE:
+            return self._after_spike(ended)
         if ended.cause is Cause.OUT_OF_MEMORY:
             hint = OutOfMemory.remedy
         if ended.cause is Cause.REFUSED:
@@ -239,6 +241,18 @@ class Attempt:
             words = f"{self._worker} stopped" if self._drain.is_set() else ended.words
             return self._again(ended.cause, words, wrote_checkpoint=ended.wrote_checkpoint)
         return self._again(ended.cause, ended.words, wrote_checkpoint=ended.wrote_checkpoint, hint=hint)
+
+    def _after_spike(self, ended: Ended) -> Verdict:
+        """Go back, if the job may and has not too often."""
+        plan = record.read_plan(self._layout, self._spec.id)
+        assert plan is not None and ended.finished is not None
+        train, past = plan.settled.train, record.read_attempts(self._layout, self._spec.id)
+        before = sum(each.ended is not None and each.ended.cause is Cause.SPIKE for each in past)
+        if train.on_spike == "rollback" and before < train.max_rollbacks:
+            return self._again(Cause.SPIKE, f"spike: {ended.words}", wrote_checkpoint=ended.wrote_checkpoint)
+        again = f", after {before} rollbacks" if before else ""
+        outcome = Outcome(state=JobState.DIVERGED, reason=f"spike: {ended.words}{again}", hint=ended.finished.hint)
+        return Verdict(outcome=outcome)
 
     def _again(self, cause: Cause, reason: str, *, wrote_checkpoint: bool, hint: str | None = None) -> Verdict:
         """The job is to be tried again, unless the same cause in the trainer has ended too many attempts in a row."""

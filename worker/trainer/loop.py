@@ -28,6 +28,7 @@ from worker.child import Stop, log
 from worker.trainer import arithmetic, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
+from worker.trainer.guard import Guard, skipped
 from worker.trainer.memory import Fitting
 from worker.trainer.model import flops_per_token
 from worker.trainer.ranks import ALONE, Ranks
@@ -63,7 +64,7 @@ def _train(
         return fitting.compute(lambda windows: _gradients(at, data, config, device, ranks, windows))
 
     device = arithmetic.settle(layout, plan, start, at, device, gradients, report, ranks)
-    meter = Meter(plan, at, device, report, ranks)
+    meter, guard = Meter(plan, at, device, report, ranks), Guard(layout, plan, at, report)
 
     def save() -> None:
         with meter.pause("saving"):
@@ -76,7 +77,7 @@ def _train(
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
         with meter.pause("saving"):
-            saver.finish(at, saves=outcome != "diverged")
+            saver.finish(at, saves=True)
         return Finished(outcome=outcome, step=at.step, reason=reason, hint=hint)
 
     evaluate()
@@ -87,6 +88,7 @@ def _train(
     while at.step < settled.end_step:
         rate = config.learning_rate_at(at.step)
         at.optimizer.rate = rate
+        at.windows = skipped(at.windows, attempt.skips)
         loss = gradients(device)
         ranks.add_up([*at.optimizer.gradients, loss])
         meter.add(loss, at.optimizer.clip())
@@ -95,6 +97,7 @@ def _train(
         saver.before_update()
         at.optimizer.step()
         at.advance(config)
+        guard.add(loss)
 
         asked, due = ranks.any(stop.requested, meter.is_due(at.step))
         stops = asked and at.step < settled.end_step
@@ -104,8 +107,8 @@ def _train(
         if evaluates and meter.is_finite():
             evaluate()
         meter.line(rate)
-        if not meter.is_finite():
-            return ended("diverged", _diverged(at.step, rate), _after_divergence(plan, at))
+        if bad_end := guard.bad_end(meter.is_finite(), rate, saver):
+            return bad_end
         if early := _stops_early(at, config):
             return ended(*early)
         if stops:
@@ -184,18 +187,6 @@ def _note_evaluation(at: TrainingState, settled: Settled, losses: Tensor | None,
         at.patience.note(val_loss, at.step)
     groups = [round(each.mean().item(), LOSS_DIGITS) for each in losses.chunk(MOST_GROUPS)]
     report(Evaluated(step=at.step, eval_context=context, eval_tokens=tokens, losses=groups))
-
-
-def _diverged(step: int, rate: float) -> str:
-    return f"loss or gradient is not finite at step {step}, learning rate {rate:.3g}"
-
-
-def _after_divergence(plan: Plan, at: TrainingState) -> str:
-    """The best checkpoint, as the newest may have been written just before."""
-    smaller = f"--learning-rate {plan.settled.train.learning_rate / 10:.3g}"
-    if at.newest is None:
-        return f"submit it again with a smaller one: {smaller}"
-    return f"gptjobs submit resume --from {plan.job}@best {smaller}"
 
 
 class Meter:

@@ -216,6 +216,7 @@ def _content(plan: Plan, at: TrainingState) -> dict[str, Any]:
         },
         "optimizer": optim.moments(at.model, at.optimizer),
         "patience": asdict(at.patience),
+        "detector": at.detector.to_dict(),
         "step": at.step,
         "train_loss": at.losses.train_loss,
         "val_loss": at.losses.val_loss,

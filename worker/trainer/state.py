@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gptjobs.checkpoint import Checkpoint, Losses
 from gptjobs.config import KEEP, Plan, TrainConfig
+from gptjobs.diagnosis import Detector
 from gptjobs.errors import Refused
 from gptjobs.foreign import HEAD, POSITIONS, TOKENS
 from gptjobs.layout import Layout
@@ -48,6 +49,8 @@ class TrainingState:
     """seen in the order of this job's block size"""
     patience: Patience = field(default_factory=Patience)
     losses: Losses = field(default_factory=Losses)
+    detector: Detector = field(default_factory=Detector)
+    """of spikes"""
     arithmetic: str | None = None
     """in words, see arithmetic.py"""
     newest: str | None = None
@@ -91,6 +94,8 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
         optim.restore_moments(model, state.optimizer, saved["optimizer"])
     if is_own:
         state.patience = Patience(**saved["patience"])
+        if "detector" in saved:  # a file from before there was one has none
+            state.detector = Detector.from_dict(saved["detector"])
         state.losses, state.written_step = manifest.losses, manifest.step
     return state
 
