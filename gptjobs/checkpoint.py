@@ -301,6 +301,14 @@ class Attempt:
         return self.device.partition(":")[0]
 
 
+def skipped(windows: int, skips: Sequence[Sequence[int]]) -> int:
+    """How many windows count as seen, where those of these ranges are left out."""
+    for first, last in sorted(map(tuple, skips)):
+        if first <= windows < last:
+            windows = last
+    return windows
+
+
 def begin_attempt(
     layout: Layout, job: str, token: int, start: Checkpoint | None, *, worker: str, device: str,
     micro_batch: int | None = None, skips: Sequence[Sequence[int]] = (),

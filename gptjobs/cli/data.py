@@ -1,16 +1,24 @@
 """`gptjobs data`: text, tokens and encodings."""
 
+import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import click
 
+from gptjobs import course, planning
 from gptjobs.cli import output
+from gptjobs.cli.complete import complete_job
 from gptjobs.cli.place import Place, json_option, pass_place
-from gptjobs.config import VOCABULARY
+from gptjobs.cli.tensors import output_of
+from gptjobs.config import VOCABULARY, Plan
 from gptjobs.data import encoding as encodings
-from gptjobs.data import tokens
-from gptjobs.errors import NotFound
-from gptjobs.layout import dataset_name
+from gptjobs.data import tokens as token_files
+from gptjobs.data.locate import Span, Text, shortened
+from gptjobs.errors import NotFound, UsageError
+from gptjobs.layout import Layout, dataset_name
+from gptjobs.reference import jobs_on_record, pick
 
 
 @click.group("data")
@@ -34,9 +42,9 @@ def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool)
             raise NotFound(f"there is no file {file}", hint="it is looked for here and in the storage root")
         size = source.stat().st_size
         with output.bytes_bar(size, f"reading {source.name}") as advance:
-            digest = tokens.digest_of(source, advance)
+            digest = token_files.digest_of(source, advance)
         with output.bytes_bar(size, f"encoding {source.name}") as advance:
-            manifest = tokens.prepare(place.layout, source, digest, encoding, advance)
+            manifest = token_files.prepare(place.layout, source, digest, encoding, advance)
         path = place.layout.token_file(dataset_name(source.name), digest, encoding)
         name = path.relative_to(place.layout.root).as_posix()
         made.append({"source": str(file), "sha256": digest, "tokens": manifest.token_count, "file": name})
@@ -44,6 +52,61 @@ def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool)
             output.result(f"{name}  {manifest.token_count:,} tokens")
     if as_json:
         output.as_json({"prepared": made})
+
+
+@group.command(epilog="Example: gptjobs data locate --job @ --step 2000")
+@click.option("--job", required=True, shell_complete=complete_job, help="Whose steps.")
+@click.option("--step", type=click.IntRange(1), help="The step that saw it.")
+@click.option("--tokens", metavar="FROM:TO", help="Steps by the tokens trained on: 2.0M:2.5M.")
+@click.option("-n", "--limit", type=click.IntRange(1), default=20, show_default=True, help="Windows to show.")
+@click.option("--text", is_flag=True, help="Print the windows whole.")
+@json_option
+@pass_place
+def locate(place: Place, job: str, step: int | None, tokens: str | None, limit: int, text: bool, as_json: bool) -> None:
+    """What a job saw at a step: which windows of the data, where they stand in the source, and their text.
+
+    Windows come in an order drawn by chance, so neighbours in a batch are none in the text. Needs torch.
+    """
+    if (step is None) == (tokens is None):
+        raise UsageError("one of --step and --tokens says when", hint="--step 2000, or --tokens 2.0M:2.5M")
+    id = pick(job, jobs_on_record(place.layout))
+    plan = course.plan_of(place.layout, id)
+    first, last = course.between(tokens) if tokens else (0, 0)
+    chosen = [
+        each for each in course.steps(place.layout, id) if each.step == step or first < each.tokens <= last
+    ]  # fmt: skip
+    if not chosen:
+        made = f"{plan.settled.start_step + 1} to {plan.settled.end_step}"
+        raise NotFound(f"job {job} has no such steps: it has {made}", hint="--step, or --tokens FROM:TO")
+    batch = plan.settled.train.batch_size
+    found = list(islice(_windows(place.layout, plan, chosen[: -(-limit // batch)]), limit))
+    total = len(chosen) * batch
+    if as_json:
+        output.as_json(
+            {"job": id, "windows_in_all": total, "windows": [{"step": at, **vars(span)} for at, span in found]}
+        )
+        return
+    for at, span in found:
+        where = f"step {at}  bytes {span.first_byte:,} to {span.last_byte:,}, line {span.line:,}"
+        output.result(f"{where}  (tokens {span.first:,} to {span.last:,})")
+        output.result(span.text if text else f"  {shortened(span.text, _WIDTH)}")
+    if total > len(found):
+        output.say(f"{len(found)} of {total:,} windows; -n shows more")
+
+
+_WIDTH = 90
+"""characters of a window that are shown"""
+
+
+def _windows(layout: Layout, plan: Plan, chosen: list[course.Step]) -> Iterator[tuple[int, Span]]:
+    """Of these steps, each with its step."""
+    train, token_file = plan.settled.train, planning.token_file_of(layout, plan)
+    source = Text(layout, layout.path(train.data), token_file, train.encoding)
+    words = [train.block_size, train.seed, train.batch_size, *(each.seen for each in chosen)]
+    begins = json.loads(output_of("worker.locate", str(token_file), *map(str, words)))
+    for each, starts in zip(chosen, begins, strict=True):
+        for start in starts:
+            yield each.step, source.span(start, start + train.block_size)
 
 
 @group.command("encoding", epilog="Example: gptjobs data encoding")

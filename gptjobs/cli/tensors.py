@@ -80,8 +80,17 @@ def _committed(place: Place, reference: str) -> Checkpoint:
 
 def _run(module: str, *words: str) -> None:
     """The child talks for itself; its exit code is the command's."""
-    if importlib.util.find_spec("torch") is None:
-        raise NotFound("this needs torch, which is not installed here", hint="pip install 'gptjobs[worker]'")
-    code = subprocess.run([sys.executable, "-m", module, *words], check=False).returncode
+    code = subprocess.run(_command(module, *words), check=False).returncode
     if code:
         raise click.exceptions.Exit(code)
+
+
+def output_of(module: str, *words: str) -> str:
+    """What such a child prints; it has nothing to say against what it is given here."""
+    return subprocess.run(_command(module, *words), check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def _command(module: str, *words: str) -> list[str]:
+    if importlib.util.find_spec("torch") is None:
+        raise NotFound("this needs torch, which is not installed here", hint="pip install 'gptjobs[worker]'")
+    return [sys.executable, "-m", module, *words]

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from gptjobs import checkpoint, progress, record
+from gptjobs.checkpoint import skipped
 from gptjobs.config import Plan
 from gptjobs.diagnosis import NOISE_STEPS, Detector, Spike
 from gptjobs.job import Cause, JobState, Outcome
@@ -16,7 +17,6 @@ from gptjobs.layout import Layout
 from gptjobs.progress import Alert
 from tests.unit.test_training import CPU, Ended, attempted, planned
 from worker.child import Stop
-from worker.trainer.guard import skipped
 from worker.trainer.loop import train
 from worker.trainer.model import GPT
 

@@ -45,13 +45,20 @@ class Batches:
 
     def batch(self, seen: int, count: int) -> Batch:
         """The `count` windows after the first `seen`: tokens and the tokens after them, [count, block]."""
+        return self._gather(self._starts(seen, count), self._block)
+
+    def starts(self, seen: int, count: int) -> list[int]:
+        """The tokens that these windows begin at."""
+        return [int(each) for each in self._starts(seen, count)]
+
+    def _starts(self, seen: int, count: int) -> NDArray[np.int64]:
         places = np.arange(seen, seen + count, dtype=np.uint64)
         epochs, within = np.divmod(places, np.uint64(self.windows))
         chosen = np.empty(count, dtype=np.uint64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             chosen[here] = shuffled(within[here], self.windows, self._key(int(epoch)))
-        return self._gather(chosen.astype(np.int64) * self._block, self._block)
+        return chosen.astype(np.int64) * self._block
 
     def held_out_windows(self, tokens: int, context: int) -> int:
         """How many held-out windows of `context` tokens the first `tokens` tokens have; at least one. Raises Refused

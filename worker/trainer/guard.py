@@ -1,7 +1,7 @@
 """The guard against spikes: looks at the loss of each step, once in a while, as they stay on the device until then."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -81,11 +81,3 @@ class Guard:
         if self._at.newest is None:
             return f"submit it again with a smaller one: {smaller}"
         return f"gptjobs submit resume --from {self._plan.job}@{which} {smaller}"
-
-
-def skipped(windows: int, skips: Sequence[Sequence[int]]) -> int:
-    """How many windows count as seen, where those of these ranges are left out."""
-    for first, last in sorted(map(tuple, skips)):
-        if first <= windows < last:
-            windows = last
-    return windows

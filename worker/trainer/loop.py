@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gptjobs.checkpoint import Attempt, Checkpoint
+from gptjobs.checkpoint import Attempt, Checkpoint, skipped
 from gptjobs.config import Plan, Settled, TrainConfig
 from gptjobs.layout import Layout
 from gptjobs.progress import (
@@ -28,7 +28,7 @@ from worker.child import Stop, log
 from worker.trainer import arithmetic, state
 from worker.trainer.batches import Batches
 from worker.trainer.device import Device
-from worker.trainer.guard import Guard, skipped
+from worker.trainer.guard import Guard
 from worker.trainer.memory import Fitting
 from worker.trainer.model import flops_per_token
 from worker.trainer.ranks import ALONE, Ranks
