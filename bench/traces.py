@@ -86,7 +86,7 @@ def sources(layout: Layout) -> dict[str, Path]:
     clean = english(60_000).encode()
     first, size = len(clean) // 3, len(clean) // 10
     bad = {
-        "random": random.Random(1).randbytes(size).decode("latin-1").encode(),
+        "random": random.Random(1).randbytes(size).replace(b"\0", b"\1").decode("latin-1").encode(),
         "repeated": (b"all work and no play makes jack a dull boy\n" * size)[:size],
     }
     made = {"clean": clean, **{name: clean[:first] + each + clean[first:] for name, each in bad.items()}}

@@ -110,6 +110,7 @@ class TrainConfig:
     grad_clip: float = _hyper(1.0, "Largest gradient norm; larger ones are scaled. 0: off.", low=0.0, high=1e6)
     dropout: float = _hyper(0.0, "Part of the activations dropped in training.", low=0.0, high=0.95)
     eval_interval: int = _hyper(500, "Steps between evaluations.", low=1, high=10**9)
+    eval_start: int = _hyper(0, "The step that evaluations count from.", low=0, high=10**9)
     eval_tokens: int = _hyper(
         32768, "Held-out tokens that an evaluation reads, the same every time.", low=1, high=10**9
     )
@@ -194,6 +195,8 @@ OF_RESUME = ("optimizer", "data_cursor")
 """How one resume begins: a job from scratch has no such choice, and a later resume does not inherit it."""
 _OF_ONE_JOB = ("grow_positions", "gpus", "shard", *OF_RESUME)
 """No resume inherits them: said for one job, or of where it trains."""
+OF_TRIAL = "so that trials of a sweep compare"
+"""The origin of how a trial is evaluated; a resume of one does not inherit it."""
 PRESET = "model"  # the one override that is no field: it stands for several of ModelConfig
 
 
@@ -225,7 +228,8 @@ class Settled:
         return self.origins.get(name) != NOT_SAID
 
     def evaluates_at(self, step: int) -> bool:
-        return step in (self.start_step, self.end_step) or step % self.train.eval_interval == 0
+        since = step - self.train.eval_start
+        return step in (self.start_step, self.end_step) or since % self.train.eval_interval == 0
 
     def saves_at(self, step: int) -> bool:
         return step == self.end_step or step % self.train.checkpoint_interval == 0
@@ -313,6 +317,8 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
     else:
         for name, value in (asdict(parent.model) | asdict(parent.train)).items():
             put(name, value, "checkpoint" if parent.knows(name) else "default")
+        for name in [each for each, origin in parent.origins.items() if origin == OF_TRIAL]:
+            put(name, TRAIN_FIELDS[name].default, "default")
         for name in _OF_ONE_JOB:
             put(name, TRAIN_FIELDS[name].default, "default")
         _refuse_another_shape(parent, overrides)

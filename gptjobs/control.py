@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from gptjobs import __version__, broker, checkpoint, record
 from gptjobs.broker import App
-from gptjobs.config import Given
+from gptjobs.config import OF_TRIAL, TRAIN_FIELDS, Given, Plan
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
 from gptjobs.job import Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout, new_job_id
@@ -96,8 +96,16 @@ def retry(layout: Layout, job: Job, *, from_scratch: bool = False) -> JobSpec:
             f"job {job.spec.called} {job.state} at step {last.manifest.step}",
             hint=f"gptjobs submit resume --from {job.spec.id}@last --steps 1000, or gptjobs retry --from-scratch",
         )
-    steps = {"steps": Given(left, "retry")}
-    return replace(again, kind="resume", parent=last.name, overrides=steps)
+    overrides = {"steps": Given(left, "retry"), **of_one_job(plan)}
+    return replace(again, kind="resume", parent=last.name, overrides=overrides)
+
+
+def of_one_job(plan: Plan) -> dict[str, Given]:
+    """What a resume would not inherit, and the rest of the same job needs."""
+    train, origins = plan.settled.train, plan.settled.origins
+    found = {name: Given(getattr(train, name), origins[name]) for name in ("gpus", "shard")}
+    found = {name: given for name, given in found.items() if given.value != TRAIN_FIELDS[name].default}
+    return found | {name: Given(getattr(train, name), OF_TRIAL) for name in origins if origins[name] == OF_TRIAL}
 
 
 def cancel(store: Store, layout: Layout, job: Job, *, now: bool = False) -> JobState:

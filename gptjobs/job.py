@@ -288,7 +288,7 @@ def _checked(spec: JobSpec) -> JobSpec:
     is_right = {
         "id": isinstance(spec.id, str),
         "kind": spec.kind in KINDS,
-        "overrides": all(_is_override(name, given.value) for name, given in spec.overrides.items()),
+        "overrides": all(is_override(name, given.value) for name, given in spec.overrides.items()),
         "parent": spec.parent is None or len(spec.parent) <= _TEXT_LENGTH,
         "data_digest": spec.data_digest is None or is_digest(spec.data_digest),
         "accept_data_change": isinstance(spec.accept_data_change, bool),
@@ -313,7 +313,8 @@ def overrides_from_record(record: Mapping[str, Any]) -> dict[str, Given]:
     return {name: Given(given["value"], plain(given["origin"])) for name, given in record.items()}
 
 
-def _is_override(name: str, value: object) -> bool:
+def is_override(name: str, value: object) -> bool:
+    """Whether a request may have it; whether it goes is for settle() to say, in words."""
     if isinstance(value, str):
         return name in _OVERRIDES and len(value) <= _TEXT_LENGTH
     return name in _OVERRIDES and isinstance(value, int | float) and abs(value) <= _LARGEST

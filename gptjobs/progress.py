@@ -12,6 +12,8 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
+SPIKE = "spike"
+"""the name of its alert"""
 MOST_GROUPS = 256
 """of an evaluation's windows in a line"""
 LOSS_DIGITS = 6
@@ -54,8 +56,8 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """The held-out windows of an evaluation, in order, in at most MOST_GROUPS groups of equal size: their mean losses
-    in nats a token. Of jobs that were evaluated on the same windows, they compare one by one."""
+    """The held-out windows of an evaluation, in order, in at most MOST_GROUPS groups that differ by a window at most:
+    their mean losses in nats a token. Of jobs that were evaluated on the same windows, they compare one by one."""
 
     kind: ClassVar[str] = "evaluated"
     step: int

@@ -14,6 +14,7 @@ from gptjobs.config import Plan, halved
 from gptjobs.errors import Refused
 from gptjobs.job import SCHEMA, WAYS, Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
+from gptjobs.progress import SPIKE
 
 
 def write_spec(layout: Layout, spec: JobSpec) -> bool:
@@ -145,8 +146,8 @@ def micro_batch(past: Sequence[PastAttempt], device: str, planned: int) -> int |
 def windows_of_spikes(past: Sequence[PastAttempt]) -> list[list[int]]:
     """The windows that are left out after attempts that a spike has ended, each from the first to before the last."""
     ended = [each for each in past if each.ended is not None and each.ended.cause is Cause.SPIKE]
-    alerts = [each.alerts[-1] for each in ended if each.alerts]
-    return [list(each["windows"]) for each in alerts if each.get("windows")]
+    alerts = [[alert for alert in each.alerts if alert["name"] == SPIKE] for each in ended]
+    return [list(each[-1]["windows"]) for each in alerts if each and each[-1].get("windows")]
 
 
 def fewer_windows(newest: PastAttempt | None, plan: Plan | None) -> str | None:

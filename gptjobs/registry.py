@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from gptjobs import checkpoint, durable, record, trials
+from gptjobs import checkpoint, record, trials
 from gptjobs.checkpoint import GOOD, QUARANTINED, Checkpoint
-from gptjobs.errors import NotFound, Refused
+from gptjobs.errors import NotFound, Refused, UsageError
 from gptjobs.layout import Layout
-from gptjobs.reference import BEST, LAST, Known, find_checkpoint, jobs_on_record, pick
+from gptjobs.reference import find_checkpoint, jobs_on_record, pick
 
 BY_HAND = "by hand"
 """the reason of a quarantine that was told none"""
@@ -20,8 +19,9 @@ def ancestry(layout: Layout, found: Checkpoint) -> list[Checkpoint]:
     chain, seen = [found], {found.name}
     while (parent := chain[-1].manifest.parent) is not None and parent not in seen:
         try:
-            chain.append(checkpoint.read(layout, parent))
-        except (NotFound, Refused):
+            # of one that was pruned, the manifest is still there
+            chain.append(Checkpoint(name=parent, manifest=checkpoint.read_manifest(layout.path(parent))))
+        except (FileNotFoundError, Refused):
             break
         seen.add(parent)
     return chain
@@ -81,30 +81,35 @@ def superfluous(
     return [each for each in checkpoint.of_job(layout, job) if each.name not in kept | used]
 
 
-def in_use(layout: Layout) -> set[str]:
-    """The names of checkpoints that jobs and sweeps which have not ended start from."""
-    used = {each.parent for each in trials.sweeps(layout) if not layout.summary_file(each.id).exists()}
+def in_use(layout: Layout, waiting: Iterable[str | None] = ()) -> set[str]:
+    """The names of checkpoints that jobs and sweeps which have not ended start from: those on record, and what those
+    start from that wait in Redis alone."""
+    found = {*waiting}
+    for sweep in trials.sweeps(layout):
+        if not layout.summary_file(sweep.id).exists():
+            pruned = [each.job for each in trials.read(layout, sweep.id) if each.is_pruned]
+            found |= {sweep.parent, *(name for job in pruned for name in _last(layout, job))}
     for job in jobs_on_record(layout):
         if record.read_outcome(layout, job.id) is None:
-            used |= set(_starts(layout, job))
-    return {each for each in used if each is not None}
+            plan = record.read_plan(layout, job.id)
+            found |= {plan.parent if plan else record.read_spec(layout, job.id).parent, *_last(layout, job.id)}
+    return {_resolved(layout, each) for each in found if each is not None}
 
 
-def _starts(layout: Layout, job: Known) -> list[str | None]:
-    """What an attempt of a job may start from."""
-    plan = record.read_plan(layout, job.id)
-    parent = plan.parent if plan else record.read_spec(layout, job.id).parent
-    if plan is None and parent is not None and parent.rpartition("@")[2] in (BEST, LAST):
-        with suppress(NotFound):
-            parent = find_checkpoint(layout, parent).name
-    last = checkpoint.counting(layout, job.id)[-1:]
-    return [parent, *(each.name for each in last)]
+def _last(layout: Layout, job: str) -> list[str]:
+    """What the next attempt of a job starts from."""
+    return [each.name for each in checkpoint.counting(layout, job)[-1:]]
+
+
+def _resolved(layout: Layout, reference: str) -> str:
+    """The name of a checkpoint that a client without the root named otherwise."""
+    try:
+        return find_checkpoint(layout, reference).name if "@" in reference else reference
+    except (NotFound, UsageError):
+        return reference
 
 
 def remove(layout: Layout, found: Sequence[Checkpoint]) -> None:
-    """Delete checkpoints: first the manifests, so that none is left that names no file."""
+    """Delete the files of checkpoints. Their manifests stay: they are the lineage of what came after."""
     for each in found:
-        path = layout.path(each.name)
-        checkpoint.manifest_path(path).unlink()
-        durable.sync_folder(path.parent)
-        path.unlink(missing_ok=True)
+        layout.path(each.name).unlink(missing_ok=True)

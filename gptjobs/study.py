@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from gptjobs.errors import Refused
-from gptjobs.sweep import ASHA, CMAES, HYPERBAND, MEDIAN, RANDOM, TPE, Dimension, Sweep, Trial
+from gptjobs.sweep import ASHA, CMAES, HYPERBAND, MEDIAN, RANDOM, TPE, UNITS, Dimension, Sweep, Trial
 from gptjobs.trials import Tried
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -62,32 +62,46 @@ def _distribution(each: Dimension) -> BaseDistribution:
 
 
 def is_to_stop(sweep: Sweep, tried: Sequence[Tried], number: int) -> bool:
-    """Whether the pruner stops a trial at its newest evaluation; asked again of one that it had stopped, it may let
-    it go on, as others have come since that did worse."""
-    judged = tried[number]
-    if not judged.by_unit():
-        return False
-    others = [each for each in tried if each.trial.number != number]
-    attrs = {each.trial.number: _rungs(sweep, each, len(each.by_unit())) for each in others}
-    attrs[number] = _rungs(sweep, judged, len(judged.by_unit()) - 1)
-    study = _study(sweep, tried, optuna.samplers.RandomSampler(), attrs, going_on=number)
-    return _pruner(sweep, judged.units).prune(study, study.get_trials(deepcopy=False)[number])
+    """Whether the pruner stops a trial at its newest evaluation."""
+    count = len(tried[number].by_unit())
+    return bool(count) and _stops(sweep, tried, _all_rungs(sweep, tried), number, count)
 
 
 def can_be_let_go_on(sweep: Sweep, tried: Sequence[Tried]) -> list[Tried]:
-    """Trials that were stopped at a rung, and would not be any more."""
-    if sweep.pruner not in _RUNGS:
-        return []
-    return [each for each in tried if each.is_pruned and not is_to_stop(sweep, tried, each.trial.number)]
+    """Trials that were stopped at a rung, and would be at none of theirs any more, as others have come since that did
+    worse."""
+    pruned = [each for each in tried if each.is_pruned] if sweep.pruner in _RUNGS else []
+    rungs = _all_rungs(sweep, tried) if pruned else {}
+    return [
+        each
+        for each in pruned
+        if not any(_stops(sweep, tried, rungs, each.trial.number, count) for count in range(1, 1 + len(each.by_unit())))
+    ]
 
 
-def _pruner(sweep: Sweep, units: int) -> optuna.pruners.BasePruner:
+def _stops(
+    sweep: Sweep, tried: Sequence[Tried], rungs: Mapping[int, Mapping[str, Any]], number: int, count: int
+) -> bool:
+    """Whether the pruner stops a trial at its `count`-th evaluation, having let it go on from those before."""
+    judged = tried[number]
+    attrs = {**rungs, number: _rungs(sweep, judged, count - 1)}
+    study = _study(sweep, tried, optuna.samplers.RandomSampler(), attrs, going_on=number)
+    trial = study.get_trials(deepcopy=False)[number]
+    trial.intermediate_values = dict(list(judged.by_unit().items())[:count])
+    return _pruner(sweep).prune(study, trial)
+
+
+def _all_rungs(sweep: Sweep, tried: Sequence[Tried]) -> dict[int, Mapping[str, Any]]:
+    return {each.trial.number: _rungs(sweep, each, len(each.by_unit())) for each in tried}
+
+
+def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
     if sweep.pruner == MEDIAN:
         return optuna.pruners.MedianPruner(n_startup_trials=_MEDIAN_FROM)
     if sweep.pruner == ASHA:
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=FACTOR)
     if sweep.pruner == HYPERBAND:
-        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=units, reduction_factor=FACTOR)
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=UNITS, reduction_factor=FACTOR)
     return optuna.pruners.NopPruner()
 
 
@@ -98,7 +112,7 @@ def _rungs(sweep: Sweep, tried: Tried, count: int) -> Mapping[str, Any]:
         return {}
     alone = optuna.create_study(study_name=sweep.id)
     alone.add_trial(_frozen(sweep, tried, {}, is_open=True))
-    pruner = _pruner(sweep, tried.units)
+    pruner = _pruner(sweep)
     for until in range(1, count + 1):
         trial = alone.get_trials()[0]
         trial.number = tried.trial.number

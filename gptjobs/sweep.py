@@ -17,6 +17,7 @@ from gptjobs import __version__
 from gptjobs.config import (
     DEFAULT_SEED,
     HYPERPARAMETERS,
+    OF_TRIAL,
     PRESET,
     Given,
     Overrides,
@@ -27,8 +28,19 @@ from gptjobs.config import (
     settle,
 )
 from gptjobs.errors import GptjobsError, Refused, UsageError
-from gptjobs.job import ANY, DEFAULT_PRIORITY, JobSpec, is_time, overrides_from_record, overrides_to_record, plain
-from gptjobs.layout import is_name, job_id_of_key
+from gptjobs.job import (
+    ANY,
+    DEFAULT_PRIORITY,
+    DEVICES,
+    HIGHEST_PRIORITY,
+    JobSpec,
+    is_override,
+    is_time,
+    overrides_from_record,
+    overrides_to_record,
+    plain,
+)
+from gptjobs.layout import is_digest, is_name, job_id_of_key
 
 SCHEMA = 1
 
@@ -40,7 +52,7 @@ DIAGNOSE = "diagnose"
 MANY_POINTS = 10_000
 """of a grid, from which on it is asked whether all are meant"""
 UNITS = 9
-"""evaluations of a trial by which a pruner judges it, at equal distances, unless --eval-interval says otherwise"""
+"""parts of a trial, after which a pruner judges it by the evaluation there"""
 UNCHANGED = "unchanged"
 """the control, in words"""
 LONGEST_NAME = 50
@@ -51,6 +63,8 @@ _NEVER_SEARCHED = {
     "encoding": "losses in different tokens do not compare",
     "eval_context": "losses at different contexts do not compare",
     "eval_tokens": "losses on different windows do not compare",
+    "eval_interval": "a pruner compares trials at the same tokens",
+    "eval_start": "a pruner compares trials at the same tokens",
     "rewarm_start": "it follows from --optimizer",
     "rewarm_steps": "it follows from --optimizer",
     "steps": "trials compare at equal tokens",
@@ -278,7 +292,7 @@ class Sweep:
         context = self.common_context
         if context is not None:
             context = min(context, base.train.block_size)
-            overrides.setdefault("eval_context", Given(context, "common context of the sweep"))
+            overrides.setdefault("eval_context", Given(context, OF_TRIAL))
         try:
             train = self.settled(parent, parent_step, trial.params).train
         except GptjobsError:
@@ -286,7 +300,8 @@ class Sweep:
         steps = math.ceil(tokens / (train.batch_size * train.block_size))
         overrides["steps"] = Given(steps, f"{tokens:,} tokens a trial")
         if self.pruner != NONE:
-            overrides.setdefault("eval_interval", Given(max(1, steps // UNITS), f"pruner {self.pruner}"))
+            overrides.setdefault("eval_interval", Given(math.ceil(steps / UNITS), OF_TRIAL))
+            overrides["eval_start"] = Given(parent_step, OF_TRIAL)
         return self.part(trial, 0, kind=self.kind, parent=self.parent, overrides=overrides)
 
     def part(self, trial: Trial, part: int, **values: Any) -> JobSpec:
@@ -316,7 +331,13 @@ def _checked(sweep: Sweep) -> Sweep:
         "id": isinstance(sweep.id, str) and is_name(sweep.id),
         "name": sweep.name is None or (isinstance(sweep.name, str) and is_name(sweep.name)),
         "parent": sweep.parent is None or isinstance(sweep.parent, str),
-        "overrides": {*sweep.overrides, *sweep.changes} <= {*HYPERPARAMETERS, PRESET},
+        "overrides": all(
+            is_override(name, given.value) for each in (sweep.overrides, sweep.changes) for name, given in each.items()
+        ),
+        "data_digest": sweep.data_digest is None
+        or (isinstance(sweep.data_digest, str) and is_digest(sweep.data_digest)),
+        "device": sweep.device in (ANY, *DEVICES),
+        "priority": type(sweep.priority) is int and 0 <= sweep.priority <= HIGHEST_PRIORITY,
         "dimensions": all(_can_be_searched(each) for each in sweep.dimensions),
         "sampler": sweep.sampler in SAMPLERS and sweep.pruner in PRUNERS,
         "trials": all(type(each) is int and each > 0 for each in counts) and type(sweep.seed) is int,
@@ -374,5 +395,10 @@ def check(sweep: Sweep) -> None:
 def _check_preset(sweep: Sweep) -> None:
     if PRESET in sweep.changes:
         raise UsageError("--model is no change that a checkpoint can take", hint="leave it out")
+    others = [each.name for each in sweep.dimensions if each.name != "seed"]
+    if sweep.changes and others:
+        raise UsageError(
+            f"--preset {DIAGNOSE} searches nothing else ({', '.join(others)})", hint="the changes, and --seeds"
+        )
     if sweep.changes and sweep.parent is None:
         raise UsageError(f"--preset {DIAGNOSE} compares changes from a checkpoint", hint="--from JOB@best")

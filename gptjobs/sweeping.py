@@ -78,5 +78,5 @@ def next_part(layout: Layout, sweep: Sweep, tried: Tried) -> JobSpec:
     if plan is None or last is None:
         raise NotFound(f"job {tried.job} has no checkpoint to go on from", hint=f"gptjobs checkpoints list {tried.job}")
     left = plan.settled.end_step - last.manifest.step
-    steps = {"steps": Given(left, f"what was left of trial {tried.trial.number}")}
-    return sweep.part(tried.trial, len(tried.jobs), kind="resume", parent=last.name, overrides=steps)
+    overrides = {"steps": Given(left, f"what was left of trial {tried.trial.number}"), **control.of_one_job(plan)}
+    return sweep.part(tried.trial, len(tried.jobs), kind="resume", parent=last.name, overrides=overrides)

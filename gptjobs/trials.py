@@ -76,8 +76,7 @@ class Tried:
         return PRUNED if self.is_pruned else self.outcome.state.value
 
     def by_unit(self) -> dict[int, float]:
-        """The first validation loss at or after each unit of training, of which a whole trial has as many as it has
-        evaluations."""
+        """The first validation loss at or after each of UNITS parts of its training."""
         found: dict[int, float] = {}
         for each in self.evaluations:
             if (unit := self._unit(each)) > 0:
@@ -87,7 +86,7 @@ class Tried:
     def _unit(self, evaluation: Evaluation) -> int:
         if self.settled is None:
             return 0
-        return (evaluation.step - self.settled.start_step) // self.settled.train.eval_interval
+        return (evaluation.step - self.settled.start_step) * UNITS // self.settled.train.steps
 
     @property
     def is_at_a_new_unit(self) -> bool:
@@ -95,11 +94,6 @@ class Tried:
         that the part before it ended in."""
         newest = [self._unit(each) for each in self.evaluations[-2:]]
         return bool(newest) and newest[-1] > (newest[0] if len(newest) > 1 else 0)
-
-    @property
-    def units(self) -> int:
-        train = self.settled.train if self.settled else None
-        return max(1, train.steps // train.eval_interval) if train else UNITS
 
 
 def write_sweep(layout: Layout, sweep: Sweep) -> bool:
@@ -119,7 +113,7 @@ def read_sweep(layout: Layout, id: str) -> Sweep:
         return Sweep.from_dict(json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise NotFound(f"there is no sweep {id}", hint="gptjobs sweep list") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{path} cannot be read: {error!r}") from error
 
 
@@ -153,7 +147,7 @@ def read(layout: Layout, sweep: str) -> list[Tried]:
 def _read_trial(path: Path) -> Trial:
     try:
         return Trial.from_dict(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{path} cannot be read: {error!r}") from error
 
 
@@ -231,7 +225,13 @@ def best_checkpoint(layout: Layout, sweep: str) -> Checkpoint:
     ranked = rank(read(layout, sweep)).ranked
     if not ranked:
         raise NotFound(f"no trial of sweep {sweep} has made all its steps yet", hint=f"gptjobs sweep show {sweep}")
-    return checkpoint.counting(layout, ranked[0].job)[-1]
+    counting = checkpoint.counting(layout, ranked[0].job)
+    if not counting:
+        raise NotFound(
+            f"the best trial of sweep {sweep} has no good checkpoint any more",
+            hint=f"gptjobs checkpoints list {ranked[0].job}",
+        )
+    return counting[-1]
 
 
 def start_of(layout: Layout, sweep: Sweep) -> tuple[Settled | None, int]:

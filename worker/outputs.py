@@ -32,7 +32,7 @@ def summarise(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome) -> No
     """Write `summary.md` and `loss.png`."""
     metrics = put_together(layout, spec)
     durable.write(layout.summary_file(spec.id), _summary(layout, spec, plan, outcome, metrics).encode())
-    if metrics:
+    if metrics and spec.sweep is None:  # that of a sweep has all its trials; one costs a second of the slot's time
         picture.draw(layout.loss_picture(spec.id), {spec.called: metrics})
 
 
@@ -54,7 +54,7 @@ def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metric
             f"(nats a token, context {last['eval_context']})"
         ]
     lines += [f"- data {settled.train.data}, SHA-256 {plan.data_digest}"]
-    lines += ["", "![losses](loss.png)"] if metrics else []
+    lines += ["", "![losses](loss.png)"] if metrics and spec.sweep is None else []
     lines += ["", "## Checkpoints", "", "| file | step | tokens | val loss |"]
     lines += ["| --- | ---: | ---: | ---: |"]
     for each in checkpoint.counting(layout, spec.id):

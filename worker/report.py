@@ -6,6 +6,7 @@ from typing import Any
 
 from gptjobs import durable, findings, picture, trials
 from gptjobs.contract import value_in_words
+from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from gptjobs.sweep import Sweep, params_in_words
 from gptjobs.trials import Ranking, Tried
@@ -19,6 +20,12 @@ def summarise(layout: Layout, sweep: Sweep, tried: Sequence[Tried]) -> None:
     ranking = trials.rank(tried)
     pictures = _draw(layout, sweep, tried)
     durable.write(layout.summary_file(sweep.id), "\n".join([*_summary(layout, sweep, ranking, pictures), ""]).encode())
+
+
+def refuse(layout: Layout, sweep: Sweep, error: GptjobsError) -> None:
+    """The summary of a sweep that cannot begin."""
+    words = f"# Sweep {sweep.called}\n\nIt could not begin: {error.message}\n"
+    durable.write(layout.summary_file(sweep.id), words.encode())
 
 
 def _draw(layout: Layout, sweep: Sweep, tried: Sequence[Tried]) -> list[str]:

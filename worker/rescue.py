@@ -68,12 +68,12 @@ class Rescue:
         self._station = station
         self._beats, self._doorbells = Watch(), Watch()
         self._began = time.time()
-        self._saw_to_sweeps = -SWEEPS_LOOK_S
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rescue", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        threading.Thread(target=self._see_to_sweeps, name="sweeps", daemon=True).start()
 
     def stop(self) -> None:
         self._stopped.set()
@@ -115,16 +115,15 @@ class Rescue:
         for id in self._doorbells.stale(serials, now, backoffs):
             logger.info("job %s waits and no doorbell came: ringing again", id)
             broker.ring(station.app, waiting[id])
-        self._see_to_sweeps(now)
 
-    def _see_to_sweeps(self, now: float) -> None:
+    def _see_to_sweeps(self) -> None:
         """A worker with a free slot sees what is next: also of a sweep that was just submitted, and of one whose trial
-        ended with its host."""
+        ended with its host. In a thread of its own, as many trials take their time to read."""
         station = self._station
-        if station.is_idle and now - self._saw_to_sweeps >= SWEEPS_LOOK_S:
-            for sweep in station.store.sweeps():
-                sweeps.see_to(station.store, station.layout, station.app, sweep)
-            self._saw_to_sweeps = time.monotonic()
+        while not self._stopped.wait(SWEEPS_LOOK_S):
+            with suppress(Unreachable, RedisUnreachable):
+                for sweep in station.store.sweeps() if station.is_idle else ():
+                    sweeps.see_to(station.store, station.layout, station.app, sweep)
 
     def _heed(self, asked: str | None) -> None:
         """What a user asked of this worker comes as the signals that say the same."""

@@ -5,14 +5,15 @@ that two do it at once does no harm, as a trial's number is taken by creating it
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from gptjobs import control, record, reference, sweeping, trials
+from gptjobs import adoption, control, record, reference, sweeping, trials
 from gptjobs.broker import App
 from gptjobs.config import Settled
-from gptjobs.errors import GptjobsError, RedisUnreachable
-from gptjobs.job import JobSpec
+from gptjobs.errors import GptjobsError, NotFound, RedisUnreachable
+from gptjobs.job import JobSpec, Outcome
 from gptjobs.layout import Layout
 from gptjobs.store import LeaseStore, Unreachable
 from gptjobs.sweep import NONE, Sweep, Trial
@@ -26,52 +27,62 @@ def is_to_stop(layout: Layout, spec: JobSpec) -> bool:
     """Whether the pruner of the job's sweep stops it at its newest evaluation, which is on record."""
     if spec.sweep is None or spec.trial is None or spec.to_the_end:
         return False
-    try:
+    with _edge(spec.sweep):
         sweep = trials.read_sweep(layout, spec.sweep)
-        if sweep.pruner == NONE:
-            return False
-        tried = trials.read(layout, sweep.id)
-        if not tried[spec.trial].is_at_a_new_unit:
-            return False
-        from gptjobs import study
+        tried = trials.read(layout, sweep.id) if sweep.pruner != NONE else []
+        if tried and tried[spec.trial].is_at_a_new_unit:
+            from gptjobs import study
 
-        return study.is_to_stop(sweep, tried, spec.trial)
-    except (GptjobsError, ModuleNotFoundError) as error:
-        logger.warning("job %s: its pruner was not asked: %s", spec.id, error)
-        return False
+            return study.is_to_stop(sweep, tried, spec.trial)
+    return False
 
 
 def see_to(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
     """`advance`, of a sweep that a client without the root may have submitted."""
-    try:
+    with _edge(sweep.id):
         if not layout.sweep_file(sweep.id).exists():
-            if sweep.parent is not None:
-                sweep = replace(sweep, parent=reference.find_checkpoint(layout, sweep.parent).name)
-            trials.write_sweep(layout, sweep)
+            _write_down(store, layout, sweep)
+    if layout.sweep_file(sweep.id).exists():
+        advance(store, layout, app, sweep.id)
+
+
+def _write_down(store: LeaseStore, layout: Layout, sweep: Sweep) -> None:
+    """With its files under their names in the root; one that cannot be ends at once, with the reason."""
+    try:
+        if sweep.parent is not None:
+            found = adoption.commit(layout, reference.find_checkpoint(layout, sweep.parent))
+            sweep = replace(sweep, parent=found.name)
+        sweep.settled(*trials.start_of(layout, sweep))
     except GptjobsError as error:
-        logger.warning("sweep %s cannot begin: %s", sweep.called, error)
+        trials.write_sweep(layout, sweep)
+        report.refuse(layout, sweep, error)
         store.end_sweep(sweep.id)
-        return
-    except OSError as error:
-        logger.warning("sweep %s waits: %s", sweep.called, error)
-        return
-    advance(store, layout, app, sweep.id)
+    else:
+        trials.write_sweep(layout, sweep)
 
 
 def advance(store: LeaseStore, layout: Layout, app: App, id: str) -> None:
     """Submit what is next of a sweep, as much as there is room for; at its end, say what it found."""
-    try:
+    with _edge(id):
         _advance(store, layout, app, trials.read_sweep(layout, id))
+
+
+@contextmanager
+def _edge(id: str) -> Iterator[None]:
+    """The edge of a sweep: no fault in one ends the worker, or another's job."""
+    try:
+        yield
     except (Unreachable, RedisUnreachable) as error:
         logger.info("sweep %s waits: %s", id, error)
     except (GptjobsError, ModuleNotFoundError, OSError) as error:
         logger.warning("sweep %s does not go on: %s", id, error)
-    except Exception:  # the edge of a sweep: a fault in one must not end the worker, and its other jobs
+    except Exception:
         logger.exception("sweep %s does not go on", id)
 
 
 def _advance(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
-    if sweeping.is_stopped(layout, sweep):
+    if sweeping.state(layout, sweep) != trials.GOING_ON:
+        store.end_sweep(sweep.id)
         return
     start = trials.start_of(layout, sweep)
     room = sweep.parallel or _slots(store, sweep)
@@ -80,8 +91,8 @@ def _advance(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
         for each in tried:
             if not each.jobs:
                 control.submit(store, layout, app, sweep.job(each.trial, *start))
-            elif each.goes_on and record.read_plan(layout, each.job) is None:  # Redis may have been away just then
-                control.submit(store, layout, app, record.read_spec(layout, each.job))
+            elif each.goes_on and record.read_plan(layout, each.job) is None:
+                _look_after(store, layout, app, each.job)
         if sum(each.goes_on for each in tried) >= room:
             return
         spec = _next(layout, sweep, tried, *start)
@@ -91,6 +102,14 @@ def _advance(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
             if not any(each.goes_on for each in tried):
                 _end(store, layout, sweep, tried)
             return
+
+
+def _look_after(store: LeaseStore, layout: Layout, app: App, job: str) -> None:
+    """A job that no worker has begun: Redis may not have taken it, or know more than the root."""
+    control.submit(store, layout, app, record.read_spec(layout, job))
+    found = store.get(job)
+    if found.state.is_terminal:  # cancelled by a client without the root
+        record.write_outcome(layout, job, Outcome(state=found.state, reason=found.state.value), 0)
 
 
 def _slots(store: LeaseStore, sweep: Sweep) -> int:
@@ -103,9 +122,8 @@ def _next(
 ) -> JobSpec | None:
     """The job that is next: of a trial that may go on after all, else of a new one, once its sample is written down;
     None where another worker took its number, or there is none."""
-    if promoted := _promoted(sweep, tried):
-        logger.info("sweep %s: trial %d goes on", sweep.called, promoted.trial.number)
-        return sweeping.next_part(layout, sweep, promoted)
+    if promoted := _promoted(layout, sweep, tried):
+        return promoted
     number = len(tried)
     if number == sweep.trials:
         return None
@@ -116,14 +134,19 @@ def _next(
     return sweep.job(trial, parent, parent_step)
 
 
-def _promoted(sweep: Sweep, tried: Sequence[Tried]) -> Tried | None:
-    """The best of the trials that their pruner had stopped, and would not stop any more."""
+def _promoted(layout: Layout, sweep: Sweep, tried: Sequence[Tried]) -> JobSpec | None:
+    """The rest of the best of the trials that their pruner had stopped, and would not stop any more."""
     if sweep.pruner == NONE:
         return None
     from gptjobs import study
 
     found = study.can_be_let_go_on(sweep, tried)
-    return min(found, key=lambda each: each.last.val_loss if each.last else 0.0, default=None)
+    for each in sorted(found, key=lambda each: each.last.val_loss if each.last else 0.0):
+        with suppress(NotFound):  # its checkpoints are gone, or in quarantine: it stays where it is
+            spec = sweeping.next_part(layout, sweep, each)
+            logger.info("sweep %s: trial %d goes on", sweep.called, each.trial.number)
+            return spec
+    return None
 
 
 def _sampled(sweep: Sweep, tried: Sequence[Tried]) -> Trial:

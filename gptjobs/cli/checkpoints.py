@@ -18,7 +18,7 @@ from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.cli.tensors import export, sample
 from gptjobs.config import ACTIVATIONS, VOCABULARY, Given, option
 from gptjobs.data import encoding as encodings
-from gptjobs.errors import GptjobsError, NotFound, Refused, UsageError
+from gptjobs.errors import GptjobsError, NotFound, RedisUnreachable, Refused, UsageError
 from gptjobs.job import plain
 from gptjobs.layout import Layout
 from gptjobs.progress import duration
@@ -250,8 +250,9 @@ def prune(
     """
     place.check_root()
     known = jobs_on_record(place.layout)
-    ids = [pick(each, known) for each in jobs] or [each.id for each in known]
-    used, keep = registry.in_use(place.layout), {"keep_best": keep_best, "keep_last": keep_last}
+    ids = dict.fromkeys([pick(each, known) for each in jobs] or [each.id for each in known])
+    used = registry.in_use(place.layout, _parents_in_redis(place))
+    keep = {"keep_best": keep_best, "keep_last": keep_last}
     going = [
         each
         for id in ids
@@ -270,6 +271,16 @@ def prune(
         output.result(f"{each.name}  {output.size(each.manifest.size)}")
     count = "1 checkpoint" if len(going) == 1 else f"{len(going)} checkpoints"
     output.say(f"{count}, {output.size(size)}, {'would be ' if dry_run else ''}deleted")
+
+
+def _parents_in_redis(place: Place) -> list[str | None]:
+    """What jobs and sweeps start from that Redis has, and the root may not know yet."""
+    try:
+        jobs = [each.spec.parent for each in place.store.all() if not each.state.is_terminal]
+        return [*jobs, *(each.parent for each in place.store.sweeps())]
+    except RedisUnreachable as error:
+        output.say(f"note: {error.message}; what clients without the root have queued is not known")
+        return []
 
 
 def _ask_to_delete(going: list[Checkpoint], size: int) -> None:

@@ -37,7 +37,7 @@ ENVIRONMENT = {
 RESUME_ENVIRONMENT = {**ENVIRONMENT, "steps": "RESUME_STEPS"}
 CHECKPOINT_VARIABLE = "CHECKPOINT_PATH"
 FILE_NAME = "gptjobs.toml"
-_DERIVED = ("vocab_size", "rewarm_start", "rewarm_steps")
+_DERIVED = ("vocab_size", "rewarm_start", "rewarm_steps", "eval_start")
 
 
 _HIDDEN = {"train": OF_RESUME, "resume": tuple(MODEL_FIELDS), "sweep": ()}

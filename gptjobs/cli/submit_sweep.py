@@ -25,6 +25,7 @@ TABLES = ("grid", "range", "sweep")
 """of a TOML file, beside hyperparameters: what is searched, and the options of this command by their names"""
 TRIALS = 20
 """of a sweep that is no grid, unless it is told how many"""
+_WHOLE_GRID = 1 << 60
 _SHOWN = 12
 """trials of a grid that are listed before they are queued"""
 _OF_ALL = (
@@ -91,7 +92,7 @@ def sweep(context: click.Context, place: Place, /, **values: Any) -> None:
         bring(place.layout, ready, talks=talks, is_dry=values["dry_run"])
     else:
         check_without_root(place.layout, control, talks=talks)
-    made = replace(made, trials=_trials(made, values["trials"]))
+    made = replace(made, trials=_trials(made))
     _ask_about_many(made, yes=values["yes"])
     if talks:
         output.say(_what_will_happen(made, ready))
@@ -106,7 +107,7 @@ def _request(context: click.Context, place: Place) -> Sweep:
     check_name(options["name"])
     if len(options["name"] or "") > sweeps.LONGEST_NAME:
         raise UsageError(f"--name is longer than {sweeps.LONGEST_NAME} characters", hint="trials add their numbers")
-    file = read_toml(options["config"]) if options["config"] else {}
+    file = _tables(options["config"]) if options["config"] else {}
     options = {**_of_file(file.get("sweep", {}), context), **_given(context)}
     overrides = said(context, place.layout, context.params["config"], TABLES)
     check(overrides)
@@ -120,6 +121,8 @@ def _request(context: click.Context, place: Place) -> Sweep:
             f"--preset {DIAGNOSE} was given no change to look into", hint="the changed values: --learning-rate 1e-5 …"
         )
     has_ranges = any(not each.choices for each in dimensions)
+    sampler = options.get("sampler") or (TPE if has_ranges and not changes else GRID)
+    is_grid = sampler == GRID or bool(changes)
     made = Sweep(
         id=new_job_id(),
         name=context.params["name"],
@@ -127,9 +130,9 @@ def _request(context: click.Context, place: Place) -> Sweep:
         overrides=overrides,
         dimensions=dimensions,
         changes=changes,
-        sampler=options.get("sampler") or (TPE if has_ranges and not changes else GRID),
+        sampler=sampler,
         pruner=options.get("pruner") or NONE,
-        trials=options.get("trials") or TRIALS,
+        trials=options.get("trials") or (_WHOLE_GRID if is_grid else TRIALS),
         parallel=options.get("parallel"),
         budget_tokens=options.get("budget_tokens"),
         seed=overrides["seed"].value if "seed" in overrides else DEFAULT_SEED,
@@ -139,6 +142,18 @@ def _request(context: click.Context, place: Place) -> Sweep:
     )
     sweeps.check(made)
     return made
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    """Raises UsageError where one of this command's tables is none, or a grid's values are no list."""
+    file = read_toml(path)
+    for name in TABLES:
+        if not isinstance(file.get(name, {}), dict):
+            raise UsageError(f"{path}: '{name}' is no table", hint=f"[{name}] and lines below it")
+    for name, values in file.get("grid", {}).items():
+        if not isinstance(values, list):
+            raise UsageError(f"{path}: [grid] {name} is no list", hint=f"{name} = [1, 2]")
+    return file
 
 
 def _given(context: click.Context) -> dict[str, Any]:
@@ -194,11 +209,10 @@ def _in_root(made: Sweep, ready: Ready) -> Sweep:
     )
 
 
-def _trials(made: Sweep, asked: int | None) -> int:
+def _trials(made: Sweep) -> int:
     if not made.has_fixed_points:
         return made.trials
-    count = sweeps.points(made.dimensions, made.changes)
-    return min(asked or count, count)
+    return min(made.trials, sweeps.points(made.dimensions, made.changes))
 
 
 def _ask_about_many(made: Sweep, *, yes: bool) -> None:

@@ -9,10 +9,10 @@ from gptjobs.cli import output
 from gptjobs.cli.complete import jobs_argument
 from gptjobs.cli.follow import POLL_S, Followed, detachable, exit_as
 from gptjobs.cli.place import Place, json_option, pass_place
-from gptjobs.errors import NotFound, WaitedTooLong
+from gptjobs.errors import JobFailed, NotFound, Refused, WaitedTooLong
 from gptjobs.job import Job, JobState
 from gptjobs.sweep import Sweep
-from gptjobs.trials import FINISHED
+from gptjobs.trials import FINISHED, STOPPED
 
 
 class Awaited:
@@ -48,6 +48,16 @@ def _sweep(place: Place, reference: str) -> Sweep | None:
     return next((each for each in reversed(trials.sweeps(place.layout)) if reference in (each.id, each.name)), None)
 
 
+def _is_over(place: Place, sweep: Sweep) -> bool:
+    """Raises Refused for one that was stopped: it would be waited for without an end."""
+    from gptjobs import sweeping
+
+    state = sweeping.state(place.layout, sweep)
+    if state == STOPPED:
+        raise Refused(f"sweep {sweep.called} was stopped", hint=f"gptjobs sweep start {sweep.called}")
+    return state == FINISHED
+
+
 @click.command("wait", epilog="Example: gptjobs wait @ --timeout 3600")
 @jobs_argument
 @click.option("--any", "for_any", is_flag=True, help="Until the first of them ends.")
@@ -60,14 +70,12 @@ def wait(place: Place, jobs: tuple[str, ...], for_any: bool, timeout: float | No
     began = time.monotonic()
     sweeps = {each: sweep for each in jobs if (sweep := _sweep(place, each))}
     awaited = {each: Awaited(place, each) for each in jobs if each not in sweeps}
-    from gptjobs import sweeping
-
     with detachable(f"gptjobs wait {' '.join(jobs)}"):
         while True:
             states = [each.look() for each in awaited.values()]
             ended = [job for job in states if job is not None and job.state.is_terminal]
-            over = [each for each in sweeps.values() if sweeping.state(place.layout, each) == FINISHED]
-            if len(ended) + len(over) == len(jobs) or (for_any and (ended or over)):
+            over = [each for each in sweeps.values() if _is_over(place, each)]
+            if len(ended) + len(over) == len(awaited) + len(sweeps) or (for_any and (ended or over)):
                 break
             if timeout is not None and time.monotonic() - began >= timeout:
                 open_jobs = (each for each in awaited.values() if not each.job or not each.job.state.is_terminal)
@@ -81,5 +89,9 @@ def wait(place: Place, jobs: tuple[str, ...], for_any: bool, timeout: float | No
     for job in ended if not as_json else ():
         why = f"  {job.why}" if job.why else ""
         output.result(f"{job.spec.id}  {output.coloured(job.state)}{why}")
+    for sweep in over:
+        if not any(each.is_whole for each in trials.read(place.layout, sweep.id)):
+            hint = f"gptjobs sweep show {sweep.called}"
+            raise JobFailed(f"no trial of sweep {sweep.called} made all its steps", hint=hint)
     for job in sorted(ended, key=lambda each: each.state is JobState.CANCELLED):
         exit_as(job)

@@ -114,6 +114,7 @@ def test_asha_stops_trials_at_rungs_and_goes_on_with_them_from_their_checkpoints
     trained = sum(each.last.step - 40 for each in ended if each.last)
     assert trained < 8 * 160
 
+    gptjobs.ok("wait", sweep, sweep, "--timeout", "5")
     found = shown(gptjobs, sweep)
     assert [each["state"] for each in found["rows"] if each["rank"]] == ["finished"] * (8 - len(stopped))
     victim = stopped[0]
@@ -175,6 +176,7 @@ def test_a_sweep_without_workers_waits_and_one_that_was_stopped_goes_on(
     gptjobs.ok("sweep", "stop", sweep)
     state = eventually(lambda: json.loads(gptjobs.ok("show", first.job, "--json"))["state"] == JobState.PAUSED)
     assert state and shown(gptjobs, sweep)["state"] == "stopped"
+    assert gptjobs("wait", sweep).returncode == 3
     step = checkpoint.counting(gptjobs.layout, first.job)[-1].manifest.step
     gptjobs.ok("sweep", "start", sweep)
     gptjobs.ok("wait", sweep, "--timeout", "170")
@@ -230,6 +232,20 @@ def test_bad_input_ends_in_an_error_and_queues_nothing(
     ended = gptjobs("submit", "sweep", "--data", "sources/text.md", *words)
     assert (ended.returncode, said in ended.stderr) == (code, True), ended.stderr
     assert trials.sweeps(gptjobs.layout) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("grid = 5\n", "'grid' is no table"),
+        ("[grid]\nlearning_rate = 1e-5\n", "[grid] learning_rate is no list"),
+        ("[grid]\nseed = [1, 2]\n[sweep]\nsampeler = 'tpe'\n", "[sweep] has no 'sampeler'"),
+    ],
+)
+def test_a_file_that_means_no_sweep_is_said(gptjobs: Commands, content: str, said: str) -> None:
+    (gptjobs.layout.root / "sweep.toml").write_text(content)
+    ended = gptjobs("submit", "sweep", *TINY, "--data", "sources/text.md", "--config", "sweep.toml")
+    assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
 
 
 def test_a_dry_run_shows_every_trial_with_its_steps_and_queues_nothing(gptjobs: Commands) -> None:

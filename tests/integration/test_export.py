@@ -77,6 +77,12 @@ def test_an_exported_file_of_nanogpts_comes_back_with_adams_moments(
             assert torch.equal(one["optimizer"][name][moment], other["optimizer"][name][moment]), (name, moment)
 
 
+def test_a_model_with_a_head_of_its_own_is_none_of_nanogpts(gptjobs: Commands, layout: Layout, tmp_path: Path) -> None:
+    trained(layout, tied=False)
+    ended = gptjobs("checkpoints", "export", "first@last", str(tmp_path / "ckpt.pt"), "--format", "nanogpt")
+    assert ended.returncode == 3 and "a head of its own" in ended.stderr
+
+
 @pytest.mark.skipif(NANOGPT not in os.environ, reason=f"{NANOGPT} names no clone of github.com/karpathy/nanoGPT")
 def test_nanogpts_own_model_has_the_same_loss_from_an_exported_file(gptjobs: Commands, layout: Layout) -> None:
     found = trained(layout, activation="gelu")

@@ -124,6 +124,29 @@ def test_a_trial_whose_job_redis_did_not_take_is_submitted_again(
     assert [each.spec for each in store.all()] == [job.spec]
 
 
+def test_a_trial_cancelled_by_a_client_without_the_root_does_not_keep_its_sweep(
+    store: Store, lease_store: LeaseStore, layout: Layout, app: App
+) -> None:
+    sweep = submitted(store, layout, trials=2, parallel=1)
+    sweeps.advance(lease_store, layout, app, sweep.id)
+    store.ask("cancel", job_of_trial(sweep.id, 0, 0), "cancelled")
+    sweeps.advance(lease_store, layout, app, sweep.id)
+    sweeps.advance(lease_store, layout, app, sweep.id)
+    assert [each.state for each in trials.read(layout, sweep.id)] == ["cancelled", "going on"]
+
+
+def test_a_sweep_of_a_client_without_the_root_that_cannot_begin_ends_with_the_reason(
+    store: Store, lease_store: LeaseStore, layout: Layout, app: App
+) -> None:
+    for number, wrong in enumerate(({"parent": "nowhere@best"}, {"overrides": typed(n_head=7, data="a.md")})):
+        values = {"id": f"5a0b1c2d3e{number}f", "dimensions": SPAN, "sampler": TPE, "trials": 2, "submitted_at": NOON}
+        sweep = Sweep(**{**values, **wrong})
+        store.begin_sweep(sweep)
+        sweeps.see_to(lease_store, layout, app, sweep)
+        assert sweeping.state(layout, sweep) == trials.FINISHED and store.sweeps() == []
+        assert "could not begin" in layout.summary_file(sweep.id).read_text()
+
+
 def test_a_sweep_whose_trials_have_all_ended_says_what_it_found_and_leaves_redis(
     store: Store, lease_store: LeaseStore, layout: Layout, app: App
 ) -> None:
@@ -178,6 +201,12 @@ def test_what_is_no_sweep_in_redis_hides_no_other(store: Store, layout: Layout) 
         {"dimensions": [{"name": "data", "choices": ["/etc/passwd"]}]},
         {"dimensions": [{"name": "seed", "choices": [], "low": "a", "high": "b"}]},
         {"submitted_at": 1e300},
+        {"overrides": {"learning_rate": {"value": float("inf"), "origin": ""}}},
+        {"overrides": {"data": {"value": ["a"], "origin": ""}}},
+        {"overrides": []},
+        {"device": "toaster"},
+        {"priority": 1e9},
+        {"data_digest": "../../x"},
     ):
         others.append(json.dumps({**sweep.to_dict(), **wrong}))
     for number, garbage in enumerate(others):

@@ -106,8 +106,8 @@ def test_a_spike_ends_the_attempt_and_puts_away_what_was_written_in_it(layout: L
     ended = attempted(layout, planned_with(layout, "rollback", checkpoint_interval=5))
     assert (ended.finished.outcome, ended.finished.cause) == ("failed", Cause.SPIKE.value)
     steps = {each.manifest.step: each.manifest.status for each in checkpoint.of_job(layout, "job")}
-    assert {step for step, status in steps.items() if status == "good"} == set(range(5, 101, 5))
-    assert all(status == "quarantined" for step, status in steps.items() if step > 100)
+    assert {step for step, status in steps.items() if status == "good"} == set(range(5, 100, 5))
+    assert all(status == "quarantined" for step, status in steps.items() if step >= 100)
     assert "from step 101 on" in (ended.finished.reason or "")
 
 
@@ -117,7 +117,7 @@ def test_the_next_attempt_goes_on_from_before_it_without_its_windows(
     plan = planned_with(layout, "rollback")
     ended = attempted(layout, plan)
     (alert,) = alerts(ended)
-    assert alert.windows == [400, 4 * ended.finished.step]
+    assert alert.windows == [396, 4 * ended.finished.step]
     monkeypatch.setattr(GPT, "loss", LOSS)
     start = checkpoint.start_of_next_attempt(layout, "job", None)
     assert start is not None and start.manifest.step == 90
@@ -125,11 +125,11 @@ def test_the_next_attempt_goes_on_from_before_it_without_its_windows(
     kept = [progress.encode(alert, seconds=0.0), json.dumps({"kind": "ended", "time": 0.0, **outcome.to_dict()})]
     layout.attempt_lines("job", 1).write_text("".join(f"{each}\n" for each in kept))
     skips = record.windows_of_spikes(record.read_attempts(layout, "job"))
-    assert skips == [[400, 4 * ended.finished.step]]
+    assert skips == [[396, 4 * ended.finished.step]]
     checkpoint.begin_attempt(layout, "job", 2, start, worker="test", device="cpu", skips=skips)
     gone_on = attempted_with(layout, plan, 2)
     assert gone_on.finished.outcome == "finished"
-    left_out = ended.finished.step - 100
+    left_out = ended.finished.step - 99
     assert gone_on.last.manifest.cursor.windows == 4 * (200 + left_out)
     assert gone_on.last.manifest.tokens == 200 * 4 * 8
 

@@ -96,13 +96,17 @@ def test_pruning_keeps_the_best_the_last_the_round_and_what_is_used(layout: Layo
 def test_what_a_job_that_goes_on_starts_from_is_in_use(layout: Layout, lineage: list[str]) -> None:
     record.write_spec(layout, JobSpec(id="waits", kind="resume", parent=lineage[0], submitted_at=NOON))
     assert registry.in_use(layout) == {lineage[0], lineage[2], lineage[3]}
+    assert registry.in_use(layout, ["first@200", None]) == {*lineage}
     for job in ("first", "second", "waits"):
         record.write_outcome(layout, job, Outcome(state=JobState.FINISHED, reason="finished"), 1)
     assert registry.in_use(layout) == set()
 
 
-def test_what_is_removed_leaves_neither_file_nor_manifest(layout: Layout, lineage: list[str]) -> None:
+def test_what_is_removed_leaves_its_manifest_for_what_came_after(layout: Layout, lineage: list[str]) -> None:
+    registry.quarantine(layout, registry.meant(layout, "first@100"), "spike")
     registry.remove(layout, registry.meant(layout, "first@100..200"))
     assert steps(layout, "first") == [300]
-    left = sorted(each.name for each in Path(layout.job_checkpoints("first")).iterdir())
-    assert [each.rpartition(".")[2] for each in left] == ["json", "pt"]
+    assert [each.suffix for each in Path(layout.job_checkpoints("first")).iterdir()].count(".pt") == 1
+    second = checkpoint.read(layout, lineage[3])
+    tainted_by = registry.taint(layout, second)
+    assert tainted_by is not None and tainted_by.name == lineage[0]

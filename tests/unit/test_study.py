@@ -14,14 +14,14 @@ from gptjobs.trials import PRUNED, Evaluation, Tried
 from tests.unit.conftest import typed
 from tests.unit.test_sweep import sweep
 
-SETTLED = settle(typed(model="nano", data="text.md", steps=160, batch_size=1, block_size=64, eval_interval=10))
+SETTLED = settle(typed(model="nano", data="text.md", steps=90, batch_size=1, block_size=64, eval_interval=10))
 RATE = span("learning_rate=1e-6:1e-2:log")
 
 
 def tried(
     number: int, losses: Mapping[int, float], params: Mapping[str, Any] | None = None, reason: str | None = "finished"
 ) -> Tried:
-    """A trial with these losses at its units, of which it has 16; None goes on."""
+    """A trial with these losses at its units, of which it has 9; None goes on."""
     outcome = None if reason is None else Outcome(state=JobState.FINISHED, reason=reason)
     return Tried(
         trial=Trial(number=number, params=params or {"learning_rate": 10.0 ** -(2 + number % 4)}),
@@ -33,7 +33,7 @@ def tried(
 
 
 def whole(number: int, loss: float, params: Mapping[str, Any] | None = None) -> Tried:
-    return tried(number, {unit: loss for unit in range(1, 17)}, params)
+    return tried(number, {unit: loss for unit in range(1, 10)}, params)
 
 
 def searching(sampler: str, *dimensions: Any) -> Sweep:
@@ -98,6 +98,13 @@ def test_asha_lets_a_trial_that_it_had_stopped_go_on_once_enough_others_are_wors
     enough = [*few, tried(5, {1: 2.0}, reason=PRUNED)]
     assert study.can_be_let_go_on(search, enough) == [second]
     assert study.can_be_let_go_on(sweep(dimensions=(RATE,), pruner=MEDIAN), enough) == []
+
+
+def test_a_trial_that_overshot_the_rung_it_was_stopped_at_does_not_go_on_for_that() -> None:
+    search = sweep(dimensions=(RATE,), pruner=ASHA)
+    others = [tried(number, {1: 2.0 + number / 10}, reason=PRUNED) for number in range(2, 5)]
+    overshot = tried(5, {1: 9.0, 2: 9.0}, reason=PRUNED)
+    assert study.can_be_let_go_on(search, [whole(0, 1.0), whole(1, 1.1), *others, overshot]) == []
 
 
 def test_the_median_stops_what_is_worse_than_half_of_the_whole_trials() -> None:

@@ -68,6 +68,7 @@ def test_a_pruner_has_a_grid_tried_in_an_order_that_its_values_do_not_tell() -> 
         (lambda: grid("steps=10,20"), "trials compare at equal tokens"),
         (lambda: grid("data=a,b"), "different data do not compare"),
         (lambda: grid("eval_context=64,128"), "different contexts do not compare"),
+        (lambda: grid("eval_interval=5,10"), "a pruner compares trials at the same tokens"),
         (lambda: span("weight_decay=0:1:log"), "a logarithm has no value at 0"),
         (lambda: span("learning_rate=1e-3:1e-5"), "is not below"),
         (lambda: span("learning_rate=1e-5"), "is no range"),
@@ -91,6 +92,7 @@ def test_what_means_no_search_is_said(said: Any, words: str) -> None:
         ({"dimensions": (span("dropout=0:0.5"),)}, "a grid has no --range"),
         ({"dimensions": (span("dropout=0:0.5"),), "sampler": CMAES}, "two ranges or more"),
         ({"changes": typed(learning_rate=1e-5), "parent": None}, "compares changes from a checkpoint"),
+        ({"changes": typed(learning_rate=1e-5), "dimensions": (BOTH[1],)}, "searches nothing else"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -180,12 +182,13 @@ def test_a_sweep_is_read_as_it_was_written() -> None:
     assert Sweep.from_dict(diagnosed.to_dict()) == diagnosed
 
 
-def test_a_pruner_has_trials_evaluated_nine_times_unless_told_otherwise() -> None:
+def test_a_pruner_has_trials_evaluated_nine_times_from_their_start_unless_told_otherwise() -> None:
     trial = Trial(number=0, params={"learning_rate": 1e-5})
     made = sweep(dimensions=(BOTH[0],), pruner="asha")
-    assert made.job(trial, NANO, 200).overrides["eval_interval"].value == 55
+    assert made.job(trial, NANO, 200).overrides["eval_interval"].value == 56
     told = replace(made, overrides=typed(steps=500, eval_interval=100))
     assert told.job(trial, NANO, 200).overrides["eval_interval"].value == 100
+    assert made.job(trial, NANO, 207).overrides["eval_start"].value == 207
     assert "eval_interval" not in replace(made, pruner="none").job(trial, NANO, 200).overrides
 
 

@@ -16,7 +16,7 @@ SWEEP = sweep(dimensions=(grid("learning_rate=1e-5,1e-4,1e-3"),))
 
 def give(
     layout: Layout, number: int, losses: dict[int, float], *, reason: str | None = "finished", context: int = 64,
-    state: JobState = JobState.FINISHED, part: int = 0, steps: int = 160,
+    state: JobState = JobState.FINISHED, part: int = 0, steps: int = 90,
 ) -> str:  # fmt: skip
     """A trial's job on record, with these validation losses at its steps."""
     trials.write_sweep(layout, SWEEP)
@@ -50,30 +50,30 @@ def give(
 
 
 def test_the_best_loss_at_the_end_is_first(layout: Layout) -> None:
-    give(layout, 0, {0: 3.0, 80: 0.5, 160: 2.0})
-    give(layout, 1, {0: 3.0, 160: 1.0})
-    give(layout, 2, {0: 3.0, 160: 1.5})
+    give(layout, 0, {0: 3.0, 40: 0.5, 90: 2.0})
+    give(layout, 1, {0: 3.0, 90: 1.0})
+    give(layout, 2, {0: 3.0, 90: 1.5})
     ranking = trials.rank(trials.read(layout, SWEEP.id))
     assert [each.trial.number for each in ranking.ranked] == [1, 2, 0]
     assert not ranking.left_out
 
 
 def test_what_did_not_train_on_as_many_tokens_is_not_ranked(layout: Layout) -> None:
-    give(layout, 0, {160: 2.0})
+    give(layout, 0, {90: 2.0})
     give(layout, 1, {40: 1.0}, reason=PRUNED)
-    give(layout, 2, {80: 1.0}, reason="target")
+    give(layout, 2, {40: 1.0}, reason="target")
     give(layout, 3, {80: 1.0}, reason="out of memory", state=JobState.FAILED)
     give(layout, 4, {80: 1.0}, reason=None)
     ranking = trials.rank(trials.read(layout, SWEEP.id))
     assert [each.trial.number for each in ranking.ranked] == [0]
     assert [why for _, why in ranking.left_out] == [
-        "pruned", "ended after 5,120 of 10,240 tokens", "out of memory", "going on"
+        "pruned", "ended after 2,560 of 5,760 tokens", "out of memory", "going on"
     ]  # fmt: skip
 
 
 def test_trials_that_were_evaluated_at_different_contexts_are_not_ranked(layout: Layout) -> None:
-    give(layout, 0, {160: 2.0}, context=64)
-    give(layout, 1, {160: 1.0}, context=128)
+    give(layout, 0, {90: 2.0}, context=64)
+    give(layout, 1, {90: 1.0}, context=128)
     ranking = trials.rank(trials.read(layout, SWEEP.id))
     assert not ranking.ranked
     assert {why for _, why in ranking.left_out} == {"evaluated at different contexts: 64, 128"}
@@ -81,11 +81,11 @@ def test_trials_that_were_evaluated_at_different_contexts_are_not_ranked(layout:
 
 def test_a_trial_that_went_on_after_it_was_stopped_has_the_evaluations_of_both_jobs(layout: Layout) -> None:
     first = give(layout, 0, {0: 3.0, 10: 2.5}, reason=PRUNED)
-    second = give(layout, 0, {12: 2.5, 20: 2.0, 160: 1.0}, part=1)
+    second = give(layout, 0, {12: 2.5, 20: 2.0, 90: 1.0}, part=1)
     (tried,) = trials.read(layout, SWEEP.id)
     assert (tried.jobs, tried.is_whole) == ([first, second], True)
-    assert [each.step for each in tried.evaluations] == [0, 10, 12, 20, 160]
-    assert tried.by_unit() == {1: 2.5, 2: 2.0, 16: 1.0}
+    assert [each.step for each in tried.evaluations] == [0, 10, 12, 20, 90]
+    assert tried.by_unit() == {1: 2.5, 2: 2.0, 9: 1.0}
 
 
 def test_a_part_that_goes_on_is_not_judged_again_by_the_evaluation_it_begins_with(layout: Layout) -> None:
@@ -112,9 +112,9 @@ def test_the_number_of_a_trial_is_taken_by_whoever_writes_it_first(layout: Layou
 
 
 def test_the_windows_of_an_evaluation_are_read_from_the_attempts(layout: Layout) -> None:
-    job = give(layout, 0, {0: 3.0, 160: 2.0})
-    assert trials.windows(layout, job, 160) == [2.0, 3.0]
-    assert trials.windows(layout, job, 150) is None
+    job = give(layout, 0, {0: 3.0, 90: 2.0})
+    assert trials.windows(layout, job, 90) == [2.0, 3.0]
+    assert trials.windows(layout, job, 80) is None
 
 
 def test_a_sweep_that_cannot_be_read_hides_no_other(layout: Layout) -> None:

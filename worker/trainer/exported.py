@@ -11,6 +11,7 @@ from torch import Tensor
 from gptjobs import durable
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.config import BYTES, VOCABULARY
+from gptjobs.errors import Refused
 from gptjobs.foreign import HEAD, TOKENS, is_transposed_there
 from gptjobs.layout import Layout
 from worker.trainer import stored
@@ -66,6 +67,10 @@ def nanogpt(layout: Layout, found: Checkpoint, path: Path) -> None:
     """Write what nanoGPT's `--init_from=resume` reads, with Adam's moments where there are some."""
     manifest = found.manifest
     model, train = manifest.settled.model, manifest.settled.train
+    if not model.tied:
+        raise Refused(
+            f"{found.name} has a head of its own, where nanoGPT has the token table's", hint="--format hugging-face"
+        )
     weights = {**_weights(layout, found)}
     weights.setdefault(HEAD, weights[TOKENS])
     content = {
@@ -104,7 +109,7 @@ def _optimizer(layout: Layout, found: Checkpoint, weights: Mapping[str, Tensor])
     order."""
     train = found.manifest.settled.train
     moments = stored.read(layout.path(found.name), found.manifest)["optimizer"]
-    own = [name for name in _in_nanogpts_order(weights) if name in moments]
+    own = [name for name in weights if name in moments]  # the head is the token table's
     decayed = [name for name in own if weights[name].dim() >= 2]
     rest = [name for name in own if weights[name].dim() < 2]
     numbers = {name: number for number, name in enumerate([*decayed, *rest])}
@@ -120,9 +125,3 @@ def _optimizer(layout: Layout, found: Checkpoint, weights: Mapping[str, Tensor])
             {**settings, "weight_decay": 0.0, "params": [numbers[each] for each in rest]},
         ],
     }
-
-
-def _in_nanogpts_order(weights: Mapping[str, Tensor]) -> list[str]:
-    """Of parameters; one that the head shares is the token table's."""
-    tied = HEAD in weights and weights[HEAD].data_ptr() == weights[TOKENS].data_ptr()
-    return [name for name in weights if not (tied and name == HEAD)]

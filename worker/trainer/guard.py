@@ -1,6 +1,5 @@
 """The guard against spikes: looks at the loss of each step, once in a while, as they stay on the device until then."""
 
-from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -8,17 +7,15 @@ from torch import Tensor
 
 from gptjobs import checkpoint
 from gptjobs.config import Plan
-from gptjobs.diagnosis import NOISE_STEPS, Detector, Spike
+from gptjobs.diagnosis import Detector, Spike
 from gptjobs.job import Cause
 from gptjobs.layout import Layout
-from gptjobs.progress import Alert, Finished, Line, StageBegan
+from gptjobs.progress import SPIKE, Alert, Finished, Line, StageBegan
 from worker.child import log
 from worker.trainer.saving import Saver
 from worker.trainer.state import TrainingState
 
 WARN = "warn"
-NAME = "spike"
-"""of its alert"""
 
 
 class Guard:
@@ -27,13 +24,10 @@ class Guard:
     def __init__(self, layout: Layout, plan: Plan, at: TrainingState, report: Callable[[Line], None]) -> None:
         self._layout, self._plan, self._at, self._report = layout, plan, at, report
         self._unseen: list[tuple[int, Tensor]] = []
-        self._seen_before: deque[tuple[int, int]] = deque(maxlen=NOISE_STEPS + plan.settled.train.log_interval)
-        """steps, and how many windows of the data were seen before each"""
 
     def add(self, loss: Tensor) -> None:
         """The loss of the update that was just made; nothing waits for it here."""
         self._unseen.append((self._at.step, loss))
-        self._seen_before.append((self._at.step, self._at.windows - self._plan.settled.train.batch_size))
 
     def bad_end(self, is_finite: bool, rate: float, saver: Saver) -> Finished | None:
         """How training ends by what the losses since the last look show, if so: `is_finite` says whether their sum
@@ -45,14 +39,20 @@ class Guard:
         spike = self._look()
         if spike is None or self._plan.settled.train.on_spike == WARN:
             return None
-        self._drop(saver)
-        for each in checkpoint.counting(self._layout, self._plan.job):
-            if each.manifest.job == self._plan.job and each.manifest.step >= spike.since:
-                checkpoint.quarantine(self._layout, each, f"spike from step {spike.since} on")
-                log(f"checkpoint {each.name} is in quarantine: it was written in a spike")
+        try:
+            self._drop(saver)
+        finally:
+            self._put_away(spike)
         return Finished(
             outcome="failed", step=self._at.step, reason=str(spike), hint=self._hint("last"), cause=Cause.SPIKE.value
         )
+
+    def _put_away(self, spike: Spike) -> None:
+        """The job's checkpoints since it began. The loss of a step is that of the weights before it."""
+        for each in checkpoint.counting(self._layout, self._plan.job):
+            if each.manifest.job == self._plan.job and each.manifest.step >= spike.since - 1:
+                checkpoint.quarantine(self._layout, each, f"spike from step {spike.since} on")
+                log(f"checkpoint {each.name} is in quarantine: it was written in a spike")
 
     def _drop(self, saver: Saver) -> None:
         self._report(StageBegan(stage="saving"))
@@ -69,9 +69,10 @@ class Guard:
         spike = next(filter(None, found), None)
         if spike is not None:
             self._at.detector = Detector()
-            since_this_attempt = self._seen_before[0][1]
-            windows = [dict(self._seen_before).get(spike.since, since_this_attempt), self._at.windows]
-            self._report(Alert(name=NAME, step=spike.step, since=spike.since, reason=str(spike), windows=windows))
+            # from the update before: it may be what broke the weights
+            updates = self._at.step - spike.since + 2
+            windows = [max(0, self._at.windows - updates * self._plan.settled.train.batch_size), self._at.windows]
+            self._report(Alert(name=SPIKE, step=spike.step, since=spike.since, reason=str(spike), windows=windows))
             log(f"spike: {spike}")
         return spike
 

@@ -185,7 +185,7 @@ def _note_evaluation(at: TrainingState, settled: Settled, losses: Tensor | None,
     at.losses = replace(at.losses, val_loss=val_loss, eval_step=at.step, eval_context=context, eval_tokens=tokens)
     if settled.evaluates_at(at.step):
         at.patience.note(val_loss, at.step)
-    groups = [round(each.mean().item(), LOSS_DIGITS) for each in losses.chunk(MOST_GROUPS)]
+    groups = [round(each.mean().item(), LOSS_DIGITS) for each in losses.tensor_split(min(len(losses), MOST_GROUPS))]
     report(Evaluated(step=at.step, eval_context=context, eval_tokens=tokens, losses=groups))
 
 
