@@ -6,6 +6,8 @@ no two hosts append to one journal, none has to be repaired after a crash, and t
 """
 
 import hashlib
+import io
+import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +32,7 @@ _MEDIAN_FROM = 4
 
 def suggest(sweep: Sweep, tried: Sequence[Tried]) -> Trial:
     """The next trial of a sweep whose points are not fixed."""
-    study = _study(sweep, tried, _sampler(sweep, len(tried)))
+    study = _study(sweep, tried, _sampler(sweep, tried))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samplers, that they draw the first samples by chance
         chosen = study.ask({each.name: _distribution(each) for each in sweep.dimensions})
@@ -38,19 +40,49 @@ def suggest(sweep: Sweep, tried: Sequence[Tried]) -> Trial:
     return Trial(number=chosen.number, params=chosen.params, attrs={**attrs})
 
 
-def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
+def _sampler(sweep: Sweep, tried: Sequence[Tried]) -> optuna.samplers.BaseSampler:
     """With a seed of its own for each trial, so that asked again it answers alike."""
-    seed = int.from_bytes(hashlib.sha256(f"{sweep.seed}/{number}".encode()).digest()[:4])
+    seed = int.from_bytes(hashlib.sha256(f"{sweep.seed}/{len(tried)}".encode()).digest()[:4])
     if sweep.sampler == RANDOM:
         return optuna.samplers.RandomSampler(seed=seed)
     if sweep.sampler == TPE:
         return optuna.samplers.TPESampler(seed=seed)
     assert sweep.sampler == CMAES
+    for each in tried:
+        _check_memory(each.trial)
     try:
         import cmaes  # noqa: F401
     except ModuleNotFoundError:
         raise Refused("CMA-ES needs the package cmaes on this host", hint="pip install 'gptjobs[worker]'") from None
     return optuna.samplers.CmaEsSampler(seed=seed)
+
+
+_OF_CMAES = {
+    ("cmaes._cma", "CMA"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+}
+"""what the pickle that CMA-ES keeps its memory in is made of"""
+
+
+def _check_memory(trial: Trial) -> None:
+    """Raise Refused where a trial's file would have Optuna unpickle something else: it lies where others can write."""
+    words = [(name.rpartition(":")[2], value) for name, value in trial.attrs.items() if ":optimizer:" in name]
+    if not words:
+        return
+    content = "".join(value for _, value in sorted(words, key=lambda each: int(each[0])))
+    try:
+        _Known(io.BytesIO(bytes.fromhex(content))).load()
+    except (ValueError, TypeError, EOFError, AttributeError, IndexError, pickle.UnpicklingError) as error:
+        raise Refused(f"trial {trial.number} has a sampler's memory that is none: {error}") from error
+
+
+class _Known(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _OF_CMAES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
 
 
 def _distribution(each: Dimension) -> BaseDistribution:

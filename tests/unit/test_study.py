@@ -1,6 +1,7 @@
 """Which sample is next, and which trial stops early: by Optuna, from the records alone."""
 
 import math
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from gptjobs import study
 from gptjobs.config import settle
+from gptjobs.errors import Refused
 from gptjobs.job import JobState, Outcome
 from gptjobs.sweep import ASHA, CMAES, HYPERBAND, MEDIAN, RANDOM, TPE, Sweep, Trial, grid, span
 from gptjobs.trials import PRUNED, Evaluation, Tried
@@ -50,6 +52,23 @@ def test_asked_again_of_the_same_records_a_sampler_says_the_same(sampler: str) -
         assert 1e-6 <= first.params["learning_rate"] <= 1e-2 and 0 <= first.params["dropout"] <= 0.5
         records.append(Tried(**{**vars(whole(number, 1.0 + number)), "trial": first}))
     assert len({each.trial.params["learning_rate"] for each in records}) == 12
+
+
+def test_a_samplers_memory_that_names_code_is_refused_and_none_of_it_run() -> None:
+    search, records = searching(CMAES, RATE, span("dropout=0:0.5")), list[Tried]()
+    for number in range(9):
+        records.append(Tried(**{**vars(whole(number, 1.0 + number)), "trial": study.suggest(search, records)}))
+    attrs = next(each.trial.attrs for each in records if "cma:optimizer:0" in each.trial.attrs)
+    evil = pickle.dumps(Evil()).hex()
+    for content in (evil, "00", "not hexadecimal", attrs["cma:optimizer:0"]):
+        planted = Trial(number=8, params=records[8].trial.params, attrs={"cma:optimizer:0": content})
+        with pytest.raises(Refused, match="a sampler's memory that is none"):
+            study.suggest(search, [*records[:8], Tried(**{**vars(records[8]), "trial": planted})])
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("it was run",)
 
 
 @pytest.mark.parametrize("sampler", [TPE, CMAES])
