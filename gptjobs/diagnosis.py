@@ -9,11 +9,11 @@ from typing import Any
 
 LEVEL_STEPS = 25
 """whose median is the level of the loss"""
-NOISE_STEPS = 64
+NOISE_STEPS = 40
 """whose distances from the level are its noise"""
 RECENT_STEPS = 10
 """whose median is where the loss is now"""
-NOISES = 6.0
+NOISES = 5.0
 PART = 0.05
 """A spike is so many noises, and at least this part of the lowest level, above it."""
 _OF_NORMAL = 1.4826
