@@ -293,7 +293,7 @@ class Attempt:
     """seconds since the epoch, for people"""
     micro_batch: int | None = None
     """windows on the device at once, where as many as planned did not fit on one of its kind before"""
-    skips: Sequence[Sequence[int]] = ()
+    skips: tuple[tuple[int, ...], ...] = ()
     """windows of the data that are left out, each from the first to before the last: a spike had seen them"""
 
     @property
@@ -303,7 +303,7 @@ class Attempt:
 
 def skipped(windows: int, skips: Sequence[Sequence[int]]) -> int:
     """How many windows count as seen, where those of these ranges are left out."""
-    for first, last in sorted(map(tuple, skips)):
+    for first, last in sorted(tuple(each) for each in skips):
         if first <= windows < last:
             windows = last
     return windows
@@ -323,7 +323,7 @@ def begin_attempt(
         device=device,
         began_at=time.time(),
         micro_batch=micro_batch,
-        skips=skips,
+        skips=tuple(map(tuple, skips)),
     )
     durable.make_folder(layout.job_outputs(job))
     durable.make_folder(layout.attempts(job))
@@ -335,7 +335,8 @@ def read_attempt(layout: Layout, job: str, token: int) -> Attempt:
     """Raises Refused for a file that cannot be read."""
     path = layout.attempt_file(job, token)
     try:
-        return Attempt(**known(Attempt.__dataclass_fields__, json.loads(path.read_bytes())))
+        values = known(Attempt.__dataclass_fields__, json.loads(path.read_bytes()))
+        return Attempt(**{**values, "skips": tuple(map(tuple, values.get("skips", ())))})
     except (ValueError, TypeError) as error:
         raise Refused(f"the attempt {path} cannot be read: {error}") from error
 
