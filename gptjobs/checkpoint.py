@@ -175,39 +175,43 @@ def read_manifest(path: Path) -> Manifest:
 
 def verify(layout: Layout, checkpoint: Checkpoint) -> None:
     """Raise Refused where the file is not, to the bit, what its manifest says."""
-    if fault := _fault(layout, checkpoint):
-        raise _corrupt(checkpoint, fault)
+    if found := fault(layout, checkpoint):
+        raise _corrupt(checkpoint, found)
 
 
-def _fault(layout: Layout, checkpoint: Checkpoint) -> str | None:
-    """In what the file is not what its manifest says."""
+def fault(
+    layout: Layout, checkpoint: Checkpoint, advance: Callable[[int], None] = lambda count: None
+) -> str | None:  # fmt: skip
+    """In what the file is not what its manifest says; `advance` is told the bytes that were hashed."""
     path = checkpoint.lies_at or layout.path(checkpoint.name)
     size = path.stat().st_size
     if size != checkpoint.manifest.size:
         return f"it has {size} bytes, not {checkpoint.manifest.size}"
-    return None if sha256_of(path) == checkpoint.manifest.sha256 else "its SHA-256 is not that of its manifest"
+    return None if sha256_of(path, advance) == checkpoint.manifest.sha256 else "its SHA-256 is not that of its manifest"
 
 
 def _lasting_fault(layout: Layout, checkpoint: Checkpoint) -> str | None:
     """Of a young checkpoint, which another host may just have written, once its data had the time to arrive."""
     is_young = time.time() - (checkpoint.manifest.written_at or 0.0) < YOUNG_S
     deadline, pause_s = time.monotonic() + ARRIVES_WITHIN_S * is_young, 0.5
-    while (fault := _fault(layout, checkpoint)) and time.monotonic() < deadline:
+    while (found := fault(layout, checkpoint)) and time.monotonic() < deadline:
         time.sleep(pause_s)
         pause_s *= 1.5
-    return fault
+    return found
 
 
 def quarantine(layout: Layout, checkpoint: Checkpoint, reason: str) -> Checkpoint:
     """Write down that a checkpoint is not to be used, and why."""
-    changed = replace(checkpoint.manifest, status=QUARANTINED, reason=reason)
-    durable.write(manifest_path(layout.path(checkpoint.name)), durable.to_json(changed.to_dict()))
-    return replace(checkpoint, manifest=changed)
+    return _marked(layout, checkpoint, QUARANTINED, reason)
 
 
 def release(layout: Layout, checkpoint: Checkpoint) -> Checkpoint:
     """Take it out of quarantine."""
-    changed = replace(checkpoint.manifest, status=GOOD, reason=None)
+    return _marked(layout, checkpoint, GOOD, None)
+
+
+def _marked(layout: Layout, checkpoint: Checkpoint, status: str, reason: str | None) -> Checkpoint:
+    changed = replace(checkpoint.manifest, status=status, reason=reason)
     durable.write(manifest_path(layout.path(checkpoint.name)), durable.to_json(changed.to_dict()))
     return replace(checkpoint, manifest=changed)
 
@@ -379,17 +383,17 @@ def start_of_next_attempt(
     """The newest checkpoint of the job that counts and is whole, else the one it was to start from, else
     None: from scratch. Those that are corrupt are quarantined, and told. Raises Refused where that parent is."""
     for each in reversed(counting(layout, job)):
-        fault = _lasting_fault(layout, each)
-        if fault is None:
+        found = _lasting_fault(layout, each)
+        if found is None:
             return each
-        tell(quarantine(layout, each, f"corrupt: {fault}"))
+        tell(quarantine(layout, each, f"corrupt: {found}"))
     if parent is None:
         return None
     first = read(layout, parent)
     mark = layout.path(parent), first.manifest.sha256, layout.path(parent).stat().st_mtime_ns
     if mark not in _VERIFIED:
-        if fault := _lasting_fault(layout, first):
-            raise _corrupt(first, fault)
+        if found := _lasting_fault(layout, first):
+            raise _corrupt(first, found)
         _VERIFIED.add(mark)
     return first
 

@@ -81,8 +81,10 @@ def retry(layout: Layout, job: Job, *, from_scratch: bool = False) -> JobSpec:
     `from_scratch`, the same request again. Raises Refused for a job that goes on, or made all its steps."""
     if not job.state.is_terminal:
         raise Refused(f"job {job.spec.called} is {job.state}: it has not ended", hint=f"gptjobs explain {job.spec.id}")
-    again = replace(job.spec, id=new_job_id(), submitted_at=time.time(), version=__version__)
-    again = replace(again, sweep=None, trial=None, to_the_end=False)
+    again = replace(
+        job.spec, id=new_job_id(), submitted_at=time.time(), version=__version__,
+        sweep=None, trial=None, to_the_end=False,
+    )  # fmt: skip
     if from_scratch:
         return again
     if not layout.is_there:

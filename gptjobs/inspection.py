@@ -16,11 +16,8 @@ def fault(layout: Layout, found: Checkpoint, advance: Callable[[int], None] = la
     """What is wrong with it, in words, or None. `advance` is told the bytes that were hashed."""
     path = layout.path(found.name)
     try:
-        size = path.stat().st_size
-        if size != found.manifest.size:
-            return f"it has {size} bytes, not {found.manifest.size}"
-        if checkpoint.sha256_of(path, advance) != found.manifest.sha256:
-            return "its SHA-256 is not that of its manifest"
+        if differs := checkpoint.fault(layout, found, advance):
+            return differs
         contents = foreign.describe(path)
         for name, tensor in contents.tensors.items() if found.manifest.layout == foreign.OWN else ():
             if not all(_is_finite(piece) for piece in unpickle.numbers(path, tensor)):

@@ -99,11 +99,7 @@ class Tried:
 def write_sweep(layout: Layout, sweep: Sweep) -> bool:
     """`sweep.json`; False where it is there already."""
     durable.make_folder(layout.job_outputs(sweep.id))
-    try:
-        durable.create(layout.sweep_file(sweep.id), durable.to_json(sweep.to_dict()))
-    except FileExistsError:
-        return False
-    return True
+    return _is_first(layout.sweep_file(sweep.id), sweep)
 
 
 def read_sweep(layout: Layout, id: str) -> Sweep:
@@ -129,8 +125,12 @@ def sweeps(layout: Layout) -> list[Sweep]:
 def write_trial(layout: Layout, sweep: str, trial: Trial) -> bool:
     """A sample, before it trains; False where another one has its number already."""
     durable.make_folder(layout.trials(sweep))
+    return _is_first(layout.trial_file(sweep, trial.number), trial)
+
+
+def _is_first(path: Path, content: Sweep | Trial) -> bool:
     try:
-        durable.create(layout.trial_file(sweep, trial.number), durable.to_json(trial.to_dict()))
+        durable.create(path, durable.to_json(content.to_dict()))
     except FileExistsError:
         return False
     return True
