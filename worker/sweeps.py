@@ -86,13 +86,13 @@ def _advance(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
         return
     start = trials.start_of(layout, sweep)
     room = sweep.parallel or _slots(store, sweep)
+    for each in trials.read(layout, sweep.id):
+        if not each.jobs:
+            control.submit(store, layout, app, sweep.job(each.trial, *start))
+        elif each.goes_on and record.read_plan(layout, each.job) is None:
+            _look_after(store, layout, app, each.job)
     while True:
         tried = trials.read(layout, sweep.id)
-        for each in tried:
-            if not each.jobs:
-                control.submit(store, layout, app, sweep.job(each.trial, *start))
-            elif each.goes_on and record.read_plan(layout, each.job) is None:
-                _look_after(store, layout, app, each.job)
         if sum(each.goes_on for each in tried) >= room:
             return
         spec = _next(layout, sweep, tried, *start)
