@@ -85,7 +85,7 @@ GUARDS = (
     ),
     Guard(
         "a checkpoint is verified before it is gone on from", "gptjobs/checkpoint.py",
-        "        if fault is None:\n            return each\n", "        return each\n",
+        "        if found is None:\n            return each\n", "        return each\n",
         f"{TORN}::test_a_spoilt_checkpoint_is_passed_over_for_the_one_before[a flipped bit]",
     ),
     Guard(
