@@ -87,8 +87,9 @@ class Manifest:
     def goes_on_in_order(self, plan: Plan) -> bool:
         """Whether the plan's order of windows is this checkpoint's, so that its place in it holds."""
         same_data = self.data_digest == plan.data_digest
-        train = plan.settled.train
-        return same_data and self.cursor.block_size == train.block_size and self.settled.train.seed == train.seed
+        old, new = self.settled.train, plan.settled.train
+        same_order = (old.seed, old.data_order) == (new.seed, new.data_order)
+        return same_data and self.cursor.block_size == new.block_size and same_order
 
     def windows_behind(self, plan: Plan) -> int:
         """Of the plan's order, the windows that were trained on: where the plan goes on from here."""
@@ -298,19 +299,11 @@ class Attempt:
     micro_batch: int | None = None
     """windows on the device at once, where as many as planned did not fit on one of its kind before"""
     skips: tuple[tuple[int, ...], ...] = ()
-    """windows of the data that are left out, each from the first to before the last: a spike had seen them"""
+    """places in the order of windows that are left out, each from the first to before the last: a spike saw them"""
 
     @property
     def kind_of_device(self) -> str:
         return self.device.partition(":")[0]
-
-
-def skipped(windows: int, skips: Sequence[Sequence[int]]) -> int:
-    """How many windows count as seen, where those of these ranges are left out."""
-    for first, last in sorted(tuple(each) for each in skips):
-        if first <= windows < last:
-            windows = last
-    return windows
 
 
 def begin_attempt(

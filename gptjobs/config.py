@@ -5,10 +5,11 @@ fields here: a new hyperparameter is one line.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
+from gptjobs import ranges
 from gptjobs.errors import Refused, UsageError
 
 SCHEMA = 1
@@ -25,6 +26,9 @@ MOST_GPUS = 16
 """of a host, for one job"""
 ACTIVATIONS = ("gelu_tanh", "gelu")
 KEEP, RESET, REWARM, RESTART = "keep", "reset", "rewarm", "restart"
+SHUFFLED, SEQUENTIAL = "shuffled", "sequential"
+ROLLBACK, STOP, WARN = "rollback", "stop", "warn"
+NOTE, SKIP = "note", "skip"
 REWARM_STEPS = 100
 """of a rewarm that is not told how many"""
 NOT_SAID = "the file does not say"
@@ -41,9 +45,10 @@ def _hyper(
     choices: tuple[str, ...] = (),
     metavar: str | None = None,
     shown: str | None = None,
+    fault: Callable[[Any], str | None] = lambda value: None,
 ) -> Any:
     """A hyperparameter; `low` and `high` belong to the range, `above` does not; `shown` is said of a default
-    that follows from other values."""
+    that follows from other values; `fault` says what else is wrong with a value."""
     return field(
         default=default,
         metadata={
@@ -54,6 +59,7 @@ def _hyper(
             "choices": choices,
             "metavar": metavar,
             "shown": shown,
+            "fault": fault,
         },
     )
 
@@ -122,9 +128,12 @@ class TrainConfig:
     log_interval: int = _hyper(10, "Steps between lines of progress.", low=1, high=10**6)
     target_val_loss: float = _hyper(0.0, "Stop early at this validation loss, in nats. 0: off.", low=0.0, high=1e3)
     on_spike: str = _hyper(
-        "warn",
+        ROLLBACK,
         "When the loss rises and stays up: go back before it and on without the windows it had seen, stop, or tell.",
-        choices=("rollback", "stop", "warn"),
+        choices=(ROLLBACK, STOP, WARN),
+    )
+    on_outlier: str = _hyper(
+        NOTE, "A single step's loss that is far off: tell, or leave its update out as well.", choices=(NOTE, SKIP)
     )
     max_rollbacks: int = _hyper(2, "Times to go back before a job has diverged.", low=0, high=1000)
     patience: int = _hyper(0, "Stop early after so many evaluations without a better one. 0: off.", low=0)
@@ -147,6 +156,13 @@ class TrainConfig:
     data_cursor: str = _hyper(
         KEEP, "The place in the data: kept, or restart from the first window.", choices=(KEEP, RESTART)
     )
+    data_order: str = _hyper(
+        SHUFFLED, "Windows by chance, anew each epoch, or one after the other.", choices=(SHUFFLED, SEQUENTIAL)
+    )
+    skip_tokens: str = _hyper(
+        "", "Ranges of the data's tokens not to train on: 2.0M:2.5M, several with commas.", metavar="FROM:TO",
+        fault=ranges.fault,
+    )  # fmt: skip
     gpus: int = _hyper(1, "Devices of one host that train together, each a part of every batch.", low=1, high=MOST_GPUS)
     shard: bool = _hyper(False, "Split weights and moments over --gpus, for a model that does not fit on each.")
     grow_positions: bool = _hyper(False, "Let a larger block than the position table add rows to it.")
@@ -315,12 +331,7 @@ def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: 
         _refuse_what_is_of_resume(overrides)
         _put_preset(put, overrides)
     else:
-        for name, value in (asdict(parent.model) | asdict(parent.train)).items():
-            put(name, value, "checkpoint" if parent.knows(name) else "default")
-        for name in [each for each, origin in parent.origins.items() if origin == OF_TRIAL]:
-            put(name, TRAIN_FIELDS[name].default, "default")
-        for name in _OF_ONE_JOB:
-            put(name, TRAIN_FIELDS[name].default, "default")
+        _put_parents(put, overrides, parent)
         _refuse_another_shape(parent, overrides)
         if parent.end_step > parent_step and parent.knows("steps"):
             put("steps", parent.end_step - parent_step, "checkpoint: what was left")
@@ -362,6 +373,18 @@ def _put_preset(put: Any, overrides: Overrides) -> None:
         put(name, value, f"model {preset.value}")
     if preset.value == "nano":
         put("encoding", BYTES, "model nano")
+
+
+def _put_parents(put: Any, overrides: Overrides, parent: Settled) -> None:
+    """The checkpoint's values, but for what no resume inherits."""
+    for name, value in (asdict(parent.model) | asdict(parent.train)).items():
+        put(name, value, "checkpoint" if parent.knows(name) else "default")
+    for name in [each for each, origin in parent.origins.items() if origin == OF_TRIAL]:
+        put(name, TRAIN_FIELDS[name].default, "default")
+    for name in _OF_ONE_JOB:
+        put(name, TRAIN_FIELDS[name].default, "default")
+    if "data" in overrides and overrides["data"].value != parent.train.data:
+        put("skip_tokens", "", "other data")
 
 
 def _put_schedule_of_resume(put: Any, overrides: Overrides, step: int) -> Overrides:
@@ -504,7 +527,8 @@ def out_of_bounds(each: "Field[Any]", value: Any) -> str | None:
         return f"{value} is below {bounds['low']:g}"
     if bounds["high"] is not None and value > bounds["high"]:
         return f"{value} is above {bounds['high']:g}"
-    return None
+    found: str | None = bounds["fault"](value)
+    return found
 
 
 def merge(*layers: Overrides) -> dict[str, Given]:

@@ -97,7 +97,11 @@ def _against_place(manifest: Manifest, plan: Plan) -> str | None:
     if manifest.data_digest != plan.data_digest:
         return "other data, from its first window"
     if not manifest.goes_on_in_order(plan):
-        order = f"seed {new.seed} has" if old.seed != new.seed else f"windows of {new.block_size} tokens have"
+        order = f"windows of {new.block_size} tokens have"
+        if old.data_order != new.data_order:
+            order = f"--data-order {new.data_order} is"
+        elif old.seed != new.seed:
+            order = f"seed {new.seed} has"
         return f"{order} another order, from its first one"
     if new.data_cursor == RESTART:
         return f"{new.data_cursor} was asked for ({settled.origins['data_cursor']}); from the data's first window"

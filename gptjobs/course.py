@@ -1,22 +1,37 @@
-"""What a job saw: which windows of its data each step trained on, along its lineage."""
+"""What a job saw: which of its steps trained on which tokens, along its lineage."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gptjobs import checkpoint, record
+from gptjobs.checkpoint import Attempt
 from gptjobs.config import Plan
-from gptjobs.errors import NotFound, UsageError
+from gptjobs.errors import NotFound
 from gptjobs.layout import Layout
+from gptjobs.ranges import Range
 
 
-@dataclass(frozen=True)
-class Step:
-    """An update: `step` is what it made, `seen` the windows before it in the job's order, `tokens` those trained on
-    once it was made."""
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """A job's way through its data: from `windows` seen before its first step on, in the order of its plan, without
+    what its newest attempt leaves out. `tokens` were trained on before it."""
 
-    step: int
-    seen: int
+    plan: Plan
+    windows: int
     tokens: int
+    attempt: Attempt | None
+
+    @property
+    def steps(self) -> range:
+        """All of the job's, also those that it has not made yet; a step's number is what the update made."""
+        settled = self.plan.settled
+        return range(settled.start_step + 1, settled.end_step + 1)
+
+    def steps_of_tokens(self, chosen: Range) -> range:
+        """The steps that trained on these tokens, of all that were trained on."""
+        train = self.plan.settled.train
+        size = train.batch_size * train.block_size
+        first, last = ((each - self.tokens) // size for each in (chosen[0], chosen[1] - 1))
+        return range(self.steps.start + max(0, first), min(self.steps.stop, self.steps.start + last + 1))
 
 
 def plan_of(layout: Layout, job: str) -> Plan:
@@ -27,36 +42,12 @@ def plan_of(layout: Layout, job: str) -> Plan:
     return plan
 
 
-def steps(layout: Layout, job: str) -> Iterator[Step]:
-    """All of a job's steps, also those that it has not made yet."""
+def course_of(layout: Layout, job: str) -> Course:
+    """Raises NotFound for a job that no worker took yet."""
     plan = plan_of(layout, job)
-    settled, train = plan.settled, plan.settled.train
-    seen, tokens = 0, 0
+    windows, tokens = 0, 0
     if plan.parent is not None:
         manifest = checkpoint.read(layout, plan.parent).manifest
-        seen, tokens = manifest.windows_behind(plan), manifest.tokens
+        windows, tokens = manifest.windows_behind(plan), manifest.tokens
     attempts = checkpoint.attempts(layout, job)
-    skips = attempts[-1].skips if attempts else ()
-    for step in range(settled.start_step + 1, settled.end_step + 1):
-        seen = checkpoint.skipped(seen, skips)
-        tokens += train.batch_size * train.block_size
-        yield Step(step, seen, tokens)
-        seen += train.batch_size
-
-
-def between(text: str) -> tuple[int, int]:
-    """What `2.0M:2.5M` means, in tokens; raises UsageError for what means nothing."""
-    first, colon, last = text.partition(":")
-    try:
-        found = _count(first), _count(last)
-    except (ValueError, OverflowError):
-        found = (0, 0)
-    if not colon or not 0 <= found[0] < found[1]:
-        raise UsageError(f"{text} is no range of tokens", hint="2.0M:2.5M, or 2000000:2500000")
-    return found
-
-
-def _count(text: str) -> int:
-    """Of `2.5M`, `300k`, `1e6`; raises ValueError, or OverflowError."""
-    scale = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}.get(text.strip()[-1:].lower())
-    return int(float(text.strip()[:-1]) * scale) if scale else int(float(text))
+    return Course(plan=plan, windows=windows, tokens=tokens, attempt=attempts[-1] if attempts else None)

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,75 +14,145 @@ NOISE_STEPS = 40
 RECENT_STEPS = 10
 """whose median is where the loss is now"""
 NOISES = 5.0
-PART = 0.05
+RISE = 0.05
 """A spike is so many noises, and at least this part of the lowest level, above it."""
+FALL = 0.6
+"""A fall is so many noises, and at least this part of the level before, below it."""
+OUTLIER_NOISES = 6.0
+OUTLIER = 0.1
+"""An outlier is so many noises, and at least this part of the level, from it."""
+OUTLIER_NORM = 10.0
+"""or where the gradient's norm is so many times its median"""
+NOT_FINITE_STEPS = 10
+"""in a row, without a number, are a spike"""
+LEFT_OUT_STEPS = 100
+"""in a row, whose updates were left out, are a spike: the weights are what is wrong"""
 _OF_NORMAL = 1.4826
 """the standard deviation of a normal distribution over its median distance from the median"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spike:
-    """The loss rose and stayed up. `since` is the first step of it, `level` the loss before, `now` that of the newest
-    steps."""
+    """The loss rose and stayed up, or fell at once, which text that repeats itself makes it do. `since` is the first
+    step of it, `level` the loss before, `now` that of the newest steps; either may be infinite, where there was no
+    number."""
 
     since: int
     step: int
     level: float
     now: float
 
+    @property
+    def is_fall(self) -> bool:
+        return self.now < self.level
+
     def __str__(self) -> str:
+        if math.isinf(self.now):
+            return f"the loss or the gradient is no finite number from step {self.since} on"
+        verb = "fell" if self.is_fall else "rose"
         return (
-            f"the loss rose from {self.level:.4f} to {self.now:.4f} from step {self.since} on "
+            f"the loss {verb} from {self.level:.4f} to {self.now:.4f} from step {self.since} on "
             f"(medians of {LEVEL_STEPS} and {RECENT_STEPS} steps)"
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """What a single step's loss and gradient norm are expected in, from `low` to `high`, and up to `norm`."""
+
+    low: float
+    high: float
+    norm: float
+
+    def holds(self, loss: float, norm: float) -> bool:
+        return self.low <= loss <= self.high and norm <= self.norm
+
+
 class Detector:
     """Tells a sustained spike, step by step. A spike is where the median of the newest steps is above the lowest level
-    there has been by NOISES noises and by PART of that level; both are medians, which single outliers do not move."""
+    there has been by NOISES noises and by RISE of that level, or below the level a few steps before by NOISES noises
+    and FALL of it. All are medians, which single outliers do not move. A step whose update was left out says nothing
+    about the weights: it only counts as one of a row."""
 
     def __init__(self) -> None:
         self._losses: deque[tuple[int, float]] = deque(maxlen=NOISE_STEPS)
+        self._norms: deque[float] = deque(maxlen=NOISE_STEPS)
         self._lowest = math.inf
         self._noise = 0.0
+        self._odd: list[int] = []
+        """steps in a row without a number, or whose updates were left out"""
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {"losses": [*self._losses], "lowest": self._lowest, "noise": self._noise}
+        return {
+            "losses": [*self._losses], "norms": [*self._norms], "lowest": self._lowest, "noise": self._noise,
+            "odd": [*self._odd],
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Detector":
         made = cls()
         made._losses.extend((step, loss) for step, loss in record["losses"])
+        made._norms.extend(record.get("norms", ()))
+        made._odd = [*record.get("odd", ())]
         made._lowest, made._noise = record["lowest"], record["noise"]
         return made
 
-    def add(self, step: int, loss: float) -> Spike | None:
-        """Take the loss of a step; a spike, where this step shows it. One that is not finite is as high as can be."""
-        self._losses.append((step, loss if math.isfinite(loss) else math.inf))
+    def add(self, step: int, loss: float, norm: float = 0.0, *, left_out: bool = False) -> Spike | None:
+        """Take the loss and the gradient's norm of a step; a spike, where this step shows it."""
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        if left_out or not is_finite:
+            self._odd.append(step)
+            limit = LEFT_OUT_STEPS if is_finite else NOT_FINITE_STEPS
+            if len(self._odd) < limit:
+                return None
+            return Spike(since=self._odd[0], step=step, level=self._lowest, now=loss if is_finite else math.inf)
+        self._odd.clear()
+        self._losses.append((step, loss))
+        self._norms.append(norm)
         if len(self._losses) < NOISE_STEPS:
             return None
         losses = [each for _, each in self._losses]
         now = statistics.median(losses[-RECENT_STEPS:])
         if now > self._lowest + self._margin:
-            return Spike(since=self._since(), step=step, level=self._lowest, now=now)
+            since = self._since(lambda loss: loss > self._lowest + self._margin / 2)
+            return Spike(since=since, step=step, level=self._lowest, now=now)
+        before = losses[:LEVEL_STEPS]
+        level = statistics.median(before)
+        margin = max(NOISES * _noise(before), FALL * level)
+        if now < level - margin:
+            return Spike(since=self._since(lambda loss: loss < level - margin / 2), step=step, level=level, now=now)
         level = statistics.median(losses[-LEVEL_STEPS:])
         if level < self._lowest:
-            self._lowest = level
-            middle = statistics.median(losses)
-            self._noise = _OF_NORMAL * statistics.median(abs(each - middle) for each in losses)
+            self._lowest, self._noise = level, _noise(losses)
         return None
+
+    def band(self) -> Band | None:
+        """For the step after the newest; None while it still learns."""
+        if len(self._losses) < NOISE_STEPS:
+            return None
+        losses = [each for _, each in self._losses]
+        level = statistics.median(losses[-LEVEL_STEPS:])
+        margin = max(OUTLIER_NOISES * _noise(losses), OUTLIER * level)
+        norm = OUTLIER_NORM * statistics.median(self._norms) if self._norms else math.inf
+        return Band(low=level - margin, high=level + margin, norm=norm or math.inf)
 
     @property
     def _margin(self) -> float:
-        return max(NOISES * self._noise, PART * self._lowest)
+        return max(NOISES * self._noise, RISE * self._lowest)
 
-    def _since(self) -> int:
-        """The first of the steps, without a gap of two, that are above by half of the margin."""
-        since, below = self._losses[-1][0], 0
+    def _since(self, is_off: Callable[[float], bool]) -> int:
+        """The first of the newest steps, without a gap of two, whose losses are off."""
+        since, others = self._losses[-1][0], 0
         for step, loss in reversed(self._losses):
-            if loss > self._lowest + self._margin / 2:
-                since, below = step, 0
-            elif (below := below + 1) > 1:
+            if is_off(loss):
+                since, others = step, 0
+            elif (others := others + 1) > 1:
                 break
         return since
+
+
+def _noise(losses: list[float]) -> float:
+    """The standard deviation, if they are normal, which single outliers do not move."""
+    middle = statistics.median(losses)
+    return _OF_NORMAL * statistics.median(abs(each - middle) for each in losses)

@@ -207,6 +207,14 @@ class Layout:
     def attempt_lines(self, job: str, token: int) -> Path:
         return self.attempts(job) / f"{token}.jsonl"
 
+    def flight(self, job: str) -> Path:
+        """The folder of a job's flight records."""
+        return self.outputs / job / "flight"
+
+    def flight_file(self, job: str, token: int, step: int) -> Path:
+        """What the steps up to this one were, in the attempt `token`."""
+        return self.flight(job) / f"{token}-{step:06d}.json"
+
     def log_file(self, kind: str, job: str, seconds: float) -> Path:
         prefix = "resume_" if kind == "resume" else ""
         return self.logs / f"{prefix}training_log_{job}_{stamp(seconds)}.log"

@@ -12,8 +12,8 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
-SPIKE = "spike"
-"""the name of its alert"""
+SPIKE, FALL, OUTLIER, NOT_FINITE = "spike", "fall", "outlier", "not_finite"
+"""names of alerts"""
 MOST_GROUPS = 256
 """of an evaluation's windows in a line"""
 LOSS_DIGITS = 6
@@ -50,6 +50,9 @@ class Progress:
     grad_norm: float | None
     tokens_per_s: float | None
     eta_s: float | None
+    micro_norm: float | None = None
+    """norm of the mean gradient of this update's first `micro_windows` windows, where it was computed in parts"""
+    micro_windows: int | None = None
     mfu: float | None = None
     """part of the device's products that training uses, where its peak is known"""
 
@@ -103,8 +106,9 @@ class ArithmeticSettled:
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """Someone should look: `name` says at what (checkpoint_failed, spike). Of a spike, the step it began at and the
-    windows of the data, from the first to before the last, that its steps had seen."""
+    """Someone should look: `name` says at what (checkpoint_failed, spike, fall, outlier, not_finite). Of a spike or
+    outlier, the step it began at and the windows of the data, by their places in the order from the first to before
+    the last, that its steps had seen; of an outlier also the tokens that the first of these begin at."""
 
     kind: ClassVar[str] = "alert"
     name: str
@@ -112,6 +116,7 @@ class Alert:
     reason: str
     since: int | None = None
     windows: list[int] | None = None
+    starts: list[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from gptjobs.config import Plan, halved
 from gptjobs.errors import Refused
 from gptjobs.job import SCHEMA, WAYS, Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
-from gptjobs.progress import SPIKE
+from gptjobs.progress import FALL, SPIKE
 
 
 def write_spec(layout: Layout, spec: JobSpec) -> bool:
@@ -146,7 +146,7 @@ def micro_batch(past: Sequence[PastAttempt], device: str, planned: int) -> int |
 def windows_of_spikes(past: Sequence[PastAttempt]) -> list[list[int]]:
     """The windows that are left out after attempts that a spike has ended, each from the first to before the last."""
     ended = [each for each in past if each.ended is not None and each.ended.cause is Cause.SPIKE]
-    alerts = [[alert for alert in each.alerts if alert["name"] == SPIKE] for each in ended]
+    alerts = [[alert for alert in each.alerts if alert["name"] in (SPIKE, FALL)] for each in ended]
     return [list(each[-1]["windows"]) for each in alerts if each and each[-1].get("windows")]
 
 

@@ -1,21 +1,34 @@
-"""`python -m worker.locate TOKENS BLOCK SEED COUNT SEEN…`: where so many windows of a job's order begin, in tokens,
-after each of these numbers of windows.
+"""`python -m worker.locate ROOT JOB steps|windows FIRST LAST`: where the windows begin, in tokens, that a job saw at
+these steps, or that stand at these places of its order, from the first to before the last.
 
-For `gptjobs data locate`; as JSON. The order is worked out where it is made, with numpy and torch.
+For `gptjobs data locate` and `diagnose`; as JSON, a list for each step, or one. The order is worked out where it is
+made, with numpy and torch.
 """
 
 import json
 import sys
 from pathlib import Path
 
+from gptjobs.course import course_of
+from gptjobs.layout import Layout
 from worker.trainer.batches import Batches
 
 
 def main() -> None:
-    file, *words = sys.argv[1:]
-    block, seed, count, *places = map(int, words)
-    data = Batches(Path(file), block, seed)
-    print(json.dumps([data.starts(seen, count) for seen in places]))
+    root, job, kind, *numbers = sys.argv[1:]
+    layout, (first, last) = Layout(Path(root)), map(int, numbers)
+    course = course_of(layout, job)
+    data = Batches.of_plan(layout, course.plan, course.attempt)
+    if kind == "windows":
+        print(json.dumps([data.at(first, last).tolist()]))
+        return
+    seen, batch, found = course.windows, course.plan.settled.train.batch_size, []
+    for step in range(course.steps.start, last):
+        following = data.following(seen, batch)
+        seen = following.end
+        if step >= first:
+            found.append(following.starts.tolist())
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from gptjobs import course, planning
+from gptjobs import planning, ranges
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_job
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.cli.tensors import output_of
-from gptjobs.config import VOCABULARY, Plan
+from gptjobs.config import VOCABULARY
+from gptjobs.course import Course, course_of
 from gptjobs.data import encoding as encodings
 from gptjobs.data import tokens as token_files
 from gptjobs.data.locate import Span, Text, shortened
@@ -65,21 +66,19 @@ def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool)
 def locate(place: Place, job: str, step: int | None, tokens: str | None, limit: int, text: bool, as_json: bool) -> None:
     """What a job saw at a step: which windows of the data, where they stand in the source, and their text.
 
-    Windows come in an order drawn by chance, so neighbours in a batch are none in the text. Needs torch.
+    Windows come in an order drawn by chance, unless --data-order says otherwise, so neighbours in a batch are none in
+    the text. Needs torch.
     """
     if (step is None) == (tokens is None):
         raise UsageError("one of --step and --tokens says when", hint="--step 2000, or --tokens 2.0M:2.5M")
     id = pick(job, jobs_on_record(place.layout))
-    plan = course.plan_of(place.layout, id)
-    first, last = course.between(tokens) if tokens else (0, 0)
-    chosen = [
-        each for each in course.steps(place.layout, id) if each.step == step or first < each.tokens <= last
-    ]  # fmt: skip
-    if not chosen:
-        made = f"{plan.settled.start_step + 1} to {plan.settled.end_step}"
+    course = course_of(place.layout, id)
+    chosen = course.steps_of_tokens(ranges.between(tokens)) if tokens else range(step or 0, (step or 0) + 1)
+    if not chosen or chosen.start not in course.steps:
+        made = f"{course.steps.start} to {course.steps.stop - 1}"
         raise NotFound(f"job {job} has no such steps: it has {made}", hint="--step, or --tokens FROM:TO")
-    batch = plan.settled.train.batch_size
-    found = list(islice(_windows(place.layout, plan, chosen[: -(-limit // batch)]), limit))
+    batch = course.plan.settled.train.batch_size
+    found = list(islice(_windows(place.layout, course, chosen[: -(-limit // batch)]), limit))
     total = len(chosen) * batch
     if as_json:
         output.as_json(
@@ -98,15 +97,14 @@ _WIDTH = 90
 """characters of a window that are shown"""
 
 
-def _windows(layout: Layout, plan: Plan, chosen: list[course.Step]) -> Iterator[tuple[int, Span]]:
+def _windows(layout: Layout, course: Course, chosen: range) -> Iterator[tuple[int, Span]]:
     """Of these steps, each with its step."""
-    train, token_file = plan.settled.train, planning.token_file_of(layout, plan)
-    source = Text(layout, layout.path(train.data), token_file, train.encoding)
-    words = [train.block_size, train.seed, train.batch_size, *(each.seen for each in chosen)]
-    begins = json.loads(output_of("worker.locate", str(token_file), *map(str, words)))
-    for each, starts in zip(chosen, begins, strict=True):
+    plan, train = course.plan, course.plan.settled.train
+    source = Text(layout, layout.path(train.data), planning.token_file_of(layout, plan), train.encoding)
+    words = [str(layout.root), plan.job, "steps", str(chosen.start), str(chosen.stop)]
+    for step, starts in zip(chosen, json.loads(output_of("worker.locate", *words)), strict=True):
         for start in starts:
-            yield each.step, source.span(start, start + train.block_size)
+            yield step, source.span(start, start + train.block_size)
 
 
 @group.command("encoding", epilog="Example: gptjobs data encoding")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gptjobs import course, record
+from gptjobs import ranges, record
 from gptjobs.config import Plan
 from gptjobs.data import encoding, tokens
 from gptjobs.data.locate import Text
@@ -73,10 +73,10 @@ def test_tokens_of_several_bytes_are_found_by_their_lengths(layout: Layout, monk
 
 @pytest.mark.parametrize(("words", "counts"), [("2.0M:2.5M", (2_000_000, 2_500_000)), ("300k:1e6", (300_000, 10**6))])
 def test_counts_are_read_as_people_write_them(words: str, counts: tuple[int, int]) -> None:
-    assert course.between(words) == counts
+    assert ranges.between(words) == counts
 
 
 @pytest.mark.parametrize("words", ["", "5", "5:", ":5", "a:b", "5:5", "-1:5", "1e400:2"])
 def test_what_is_no_range_of_tokens_is_said(words: str) -> None:
     with pytest.raises(UsageError, match="is no range of tokens"):
-        course.between(words)
+        ranges.between(words)

@@ -104,6 +104,55 @@ def test_another_block_size_or_a_restart_begins_with_the_first_window(resumes: l
             expected += 2 * batch_size
 
 
+RANGES = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 40)).map(lambda each: (each[0], sum(each))), max_size=3)
+
+
+@few
+@given(
+    RANGES, RANGES, st.sampled_from(["shuffled", "sequential"]), st.lists(st.integers(1, 30), min_size=1, max_size=9)
+)
+def test_what_is_left_out_is_never_seen_and_everything_else_in_its_order(
+    skip_tokens: list[tuple[int, int]], skips: list[tuple[int, int]], order: str, sizes: list[int]
+) -> None:
+    with TemporaryDirectory() as folder:
+        file = counting_file(Path(folder), 400)
+        whole = Batches(file, 4, 7, order)
+        batches = Batches(file, 4, 7, order, skip_tokens, skips)
+        seen, end = [], 0
+        for size in sizes:
+            starts, end = batches.following(end, size)
+            assert len(starts) == size
+            seen += starts.tolist()
+    expected = [
+        start
+        for place, start in enumerate(whole.at(0, end).tolist())
+        if not any(first <= place < last for first, last in skips)
+        and not any(first <= token < last for first, last in skip_tokens for token in range(start, start + 5))
+    ]
+    assert seen == expected
+
+
+def test_in_order_windows_follow_each_other_epoch_after_epoch(tmp_path: Path) -> None:
+    batches = Batches(counting_file(tmp_path, 120), 10, seed=7, order="sequential")
+    assert starts(batches, 8, 13) == [80, 90, *range(0, 100, 10), 0]
+
+
+def test_ranges_that_leave_nothing_are_refused(tmp_path: Path) -> None:
+    file = counting_file(tmp_path, 120)
+    with pytest.raises(Refused, match="--skip-tokens leaves nothing"):
+        Batches(file, 10, 7, skip_tokens=[(0, 45), (45, 100)])
+    assert Batches(file, 10, 7, skip_tokens=[(0, 45), (61, 100)]).batch(0, 3)[0][:, 0].tolist() == [50, 50, 50]
+
+
+def test_another_order_begins_with_its_first_window() -> None:
+    settled = trained(9)
+    behind = manifest(step=0, cursor=Cursor(block_size=9, windows=5), settled=settled)
+    for order, expected in (("shuffled", 5), ("sequential", 0)):
+        resumed = settle(typed(data_order=order), parent=settled)
+        plan = Plan(job="b", kind="resume", settled=resumed, data_name="text", data_digest="d" * 64, parent="a.pt")
+        assert behind.windows_behind(plan) == expected
+
+
 def trained(block: int) -> Settled:
     return settle(typed(model="nano", data="text.md", block_size=block, seed=7))
 

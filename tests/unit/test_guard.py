@@ -9,14 +9,14 @@ import pytest
 from torch import Tensor
 
 from gptjobs import checkpoint, progress, record
-from gptjobs.checkpoint import skipped
 from gptjobs.config import Plan
-from gptjobs.diagnosis import NOISE_STEPS, Detector, Spike
+from gptjobs.diagnosis import LEFT_OUT_STEPS, NOISE_STEPS, NOT_FINITE_STEPS, Detector, Spike
 from gptjobs.job import Cause, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import Alert
-from tests.unit.test_training import CPU, Ended, attempted, planned
+from tests.unit.test_training import CPU, Ended, attempted, planned, tensors
 from worker.child import Stop
+from worker.trainer.batches import Batches
 from worker.trainer.loop import train
 from worker.trainer.model import GPT
 
@@ -52,8 +52,44 @@ def test_a_single_outlier_is_no_spike_and_a_slow_climb_is_one() -> None:
     assert 220 < spikes(noisy(600, lambda step: 2.0 + max(0, step - 200) / 200))[0].step < 350
 
 
-def test_what_is_no_number_is_a_spike_once_it_stays() -> None:
-    assert 5 <= spikes([*noisy(100), *[math.nan] * 20])[0].step - 100 <= 10
+@pytest.mark.parametrize("before", [100, 3])
+def test_what_is_no_number_is_a_spike_once_it_stays(before: int) -> None:
+    first = spikes([*noisy(before), *[math.nan] * 20])[0]
+    assert (first.since, first.step) == (before + 1, before + NOT_FINITE_STEPS)
+    assert str(first) == f"the loss or the gradient is no finite number from step {before + 1} on"
+    alone = noisy(300)
+    alone[100:109] = [math.nan] * 9
+    assert spikes(alone) == []
+
+
+def test_a_loss_that_falls_at_once_to_a_part_is_seen_and_one_that_learns_fast_is_not() -> None:
+    first = spikes(noisy(300, lambda step: 2.0 if step <= 200 else max(0.1, 2.0 - (step - 200) * 0.2)))[0]
+    assert first.is_fall and 200 < first.step < 220 and 200 < first.since < 210
+    assert str(first).startswith("the loss fell from ")
+    assert spikes(noisy(300, lambda step: 4.0 if step <= 100 else max(1.8, 4.0 - (step - 100) * 0.2))) == []
+
+
+def test_steps_whose_updates_were_left_out_are_a_spike_only_once_they_are_many_in_a_row() -> None:
+    detector = Detector()
+    for step, loss in enumerate(noisy(100), start=1):
+        assert detector.add(step, loss) is None
+    many = [detector.add(100 + each, 9.0, left_out=True) for each in range(1, LEFT_OUT_STEPS)]
+    assert many == [None] * (LEFT_OUT_STEPS - 1)
+    assert detector.add(200, 2.0) is None, "the level is that of before"
+    found = [detector.add(200 + each, 9.0, left_out=True) for each in range(1, LEFT_OUT_STEPS + 1)]
+    assert found[:-1] == [None] * (LEFT_OUT_STEPS - 1) and found[-1] is not None and found[-1].since == 201
+
+
+def test_the_band_holds_every_step_of_a_noisy_loss_and_no_outlier() -> None:
+    detector = Detector()
+    for step, loss in enumerate(noisy(NOISE_STEPS - 1), start=1):
+        detector.add(step, loss, 1.0)
+    assert detector.band() is None
+    for step, loss in enumerate(noisy(400), start=NOISE_STEPS):
+        detector.add(step, loss, 1.0)
+        band = detector.band()
+        assert band is not None and band.low < 1.85 and band.high > 2.15
+        assert not band.holds(2.6, 1.0) and not band.holds(1.4, 1.0) and not band.holds(2.0, 11.0)
 
 
 def test_a_detector_goes_on_from_what_a_checkpoint_keeps_of_it() -> None:
@@ -61,14 +97,10 @@ def test_a_detector_goes_on_from_what_a_checkpoint_keeps_of_it() -> None:
     before, expected = Detector(), spikes(losses)
     for step, loss in enumerate(losses[:190], start=1):
         before.add(step, loss)
-    after = Detector.from_dict(before.to_dict())
+    after = Detector.from_dict(json.loads(json.dumps(before.to_dict())))
+    assert after.band() == before.band()
     found = [one for step, loss in enumerate(losses[190:], start=191) if (one := after.add(step, loss))]
     assert found == expected
-
-
-def test_windows_that_are_left_out_count_as_seen() -> None:
-    assert [skipped(each, [[8, 16], [16, 20]]) for each in (0, 7, 8, 15, 16, 20, 24)] == [0, 7, 20, 20, 20, 20, 24]
-    assert skipped(12, ()) == 12
 
 
 @pytest.fixture
@@ -141,6 +173,89 @@ def attempted_with(layout: Layout, plan: Plan, token: int) -> Ended:
     start = checkpoint.read(layout, attempt.start) if attempt.start else None
     finished = train(layout, plan, attempt, start, CPU, lines.append, Stop())
     return Ended(finished, lines, checkpoint.counting(layout, plan.job)[-1])
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """What is added to the loss of an update, by its number; to be filled in."""
+    added: dict[int, float] = {}
+    counted = 0
+
+    def loss(model: GPT, *words: Any) -> Tensor:
+        nonlocal counted
+        counted += 1
+        return LOSS(model, *words) + added.get(counted, 0.0)
+
+    monkeypatch.setattr(GPT, "loss", loss)
+    return added
+
+
+def weights(layout: Layout, ended: Ended) -> dict[str, Tensor]:
+    return {name: each.clone() for name, each in tensors(layout, ended.last).items()}
+
+
+@pytest.mark.parametrize(("on_outlier", "left_out"), [("note", False), ("skip", True)])
+def test_an_outlier_is_noted_and_its_update_left_out_where_that_was_asked_for(
+    layout: Layout, odd: dict[int, float], on_outlier: str, left_out: bool
+) -> None:
+    odd |= {103: 20.0, 104: 20.0}
+    plan = planned_with(layout, "rollback", steps=110, on_outlier=on_outlier)
+    ended = attempted(layout, plan)
+    assert ended.finished.outcome == "finished"
+    (alert,) = alerts(ended)
+    assert (alert.name, alert.since, alert.step, alert.windows) == ("outlier", 103, 104, [408, 416])
+    assert alert.starts == Batches.of_plan(layout, plan, None).at(408, 416).tolist()
+    assert ("the update was left out" in alert.reason) is left_out
+    flight = json.loads(layout.flight_file("job", 1, 110).read_bytes())
+    assert [each["step"] for each in flight["steps"] if each["left_out"]] == ([103, 104] if left_out else [])
+    assert ended.last.manifest.tokens == 110 * 4 * 8
+
+
+def test_a_step_without_a_number_changes_no_weight_and_is_told(layout: Layout, odd: dict[int, float]) -> None:
+    odd |= {7: math.nan}
+    ended = attempted(layout, planned_with(layout, "rollback", steps=8, log_interval=1))
+    assert ended.finished.outcome == "finished"
+    (alert,) = alerts(ended)
+    assert (alert.name, alert.step, alert.windows) == ("not_finite", 7, [24, 28])
+    losses = {each.step: each.train_loss or math.nan for each in ended.progress}
+    assert math.isnan(losses[7]) and math.isfinite(losses[8])
+    assert all(each.isfinite().all() for each in weights(layout, ended).values())
+    flight = json.loads(layout.flight_file("job", 1, 7).read_bytes())
+    assert flight["why"].startswith("outlier: loss nan") and flight["steps"][-1]["loss"] is None
+    counts = {name: each.item() for name, each in weights(layout, ended).items() if name.endswith("/step")}
+    assert set(counts.values()) == {7.0}
+
+
+def test_a_job_without_numbers_from_its_start_has_diverged(layout: Layout, odd: dict[int, float]) -> None:
+    odd |= dict.fromkeys(range(1, 100), math.nan)
+    ended = attempted(layout, planned_with(layout, "rollback"))
+    assert (ended.finished.outcome, ended.finished.step) == ("diverged", NOT_FINITE_STEPS)
+    assert ended.finished.hint == "submit it again with a smaller one: --learning-rate 0.0001"
+
+
+def test_after_going_back_outliers_are_left_out_without_another_spike(layout: Layout, odd: dict[int, float]) -> None:
+    plan = planned_with(layout, "rollback", steps=150)
+    first = attempted(layout, plan, stop_at=96)
+    start = checkpoint.start_of_next_attempt(layout, "job", None)
+    assert start is not None and first.finished.outcome == "stopped"
+    checkpoint.begin_attempt(layout, "job", 2, start, worker="test", device="cpu", skips=[[400, 404]])
+    odd |= dict.fromkeys(range(101, 141), 20.0)
+    ended = attempted_with(layout, plan, 2)
+    assert ended.finished.outcome == "finished"
+    assert [each.name for each in alerts(ended)].count("outlier") == 8
+    assert all("the update was left out" in each.reason for each in alerts(ended))
+
+
+def test_the_flight_record_has_the_newest_steps_with_norms_by_layer_group(layout: Layout) -> None:
+    plan = planned_with(layout, "rollback", steps=230)
+    attempted(layout, plan)
+    flight = json.loads(layout.flight_file("job", 1, 230).read_bytes())
+    assert [each["step"] for each in flight["steps"]] == list(range(31, 231))
+    assert set(flight["groups"]) == {"embeddings", "block 0", "head"}
+    for each in flight["steps"]:
+        assert (each["seen"], each["end"]) == (4 * each["step"] - 4, 4 * each["step"])
+        assert sum(norm**2 for norm in each["norms"]) == pytest.approx(each["grad_norm"] ** 2, rel=1e-4)
+        assert each["learning_rate"] == plan.settled.train.learning_rate_at(each["step"] - 1)
 
 
 def test_a_level_needs_its_steps() -> None:

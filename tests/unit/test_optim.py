@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gptjobs.config import ModelConfig, TrainConfig
+from gptjobs.diagnosis import Band
 from worker.trainer import optim
 from worker.trainer.device import open_device
 from worker.trainer.model import GPT
@@ -69,7 +70,7 @@ def test_updates_are_those_of_torchs_own_adamw_at_the_rate_of_each(fused: bool, 
         for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
             one.grad = torch.randn(one.shape, generator=draws) * 0.01
             two.grad = one.grad.clone()
-        norm = own.clip()
+        norm = own.clip(torch.zeros(())).norm
         assert norm > 0.05
         torch.nn.utils.clip_grad_norm_(models[1].parameters(), grad_clip or torch.inf)
         own.step()
@@ -79,19 +80,52 @@ def test_updates_are_those_of_torchs_own_adamw_at_the_rate_of_each(fused: bool, 
     assert {each["step"].item() for each in own.state.values()} == {3}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_update_whose_gradient_is_not_finite_is_not_applied(value: float) -> None:
+def everything(model: GPT, optimizer: optim.AdamW) -> dict[str, torch.Tensor]:
+    """Weights and moments; not the counts of updates."""
+    kept = {name: each.detach().clone() for name, each in model.named_parameters()}
+    for name, moments in optim.moments(model, optimizer).items():
+        kept |= {f"{name}/{kind}": moment.clone() for kind, moment in moments.items() if kind != "step"}
+    return kept
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("gradient", "loss", "applied"),
+    [
+        (1.0, 2.0, True), (float("nan"), 2.0, False), (float("inf"), 2.0, False), (1.0, float("nan"), False),
+        (1.0, 4.1, False), (1.0, 0.9, False), (100.0, 2.0, False),
+    ],
+)  # fmt: skip
+def test_an_update_that_is_not_finite_or_not_in_the_band_changes_nothing(
+    gradient: float, loss: float, applied: bool, fused: bool
+) -> None:
     model = model_of()
     optimizer = trained(model, TrainConfig())
-    before = {name: each.detach().clone() for name, each in model.named_parameters()}
-    steps = [each["step"].item() for each in optimizer.state.values()]
+    optimizer._fused = fused
+    optimizer.band = Band(low=1.0, high=4.0, norm=500.0)
+    before = everything(model, optimizer)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    model.wpe.weight.grad[0, 0] = value
-    assert not optimizer.clip().isfinite()
+    model.wpe.weight.grad[:] = gradient
+    assert optimizer.clip(torch.tensor(loss)).left_out.item() == (not applied)
     optimizer.step()
-    assert [name for name, each in model.named_parameters() if not torch.equal(each, before[name])] == []
-    assert [each["step"].item() for each in optimizer.state.values()] == steps
+    after = everything(model, optimizer)
+    changed = {name for name, each in after.items() if not torch.equal(each, before[name])}
+    assert changed == (set(after) if applied else set())
+    counts = {each["step"].item() for each in optimizer.state.values()}
+    assert counts == ({4} if applied or not fused else {3})
+
+
+def test_the_norm_of_each_parameters_gradient_stands_under_its_name() -> None:
+    model = model_of()
+    optimizer = optim.adamw(model, TrainConfig(), CPU)
+    draws = torch.Generator().manual_seed(4)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=draws)
+    clipped = optimizer.clip(torch.zeros(()))
+    by_name = {name: each.grad.norm() for name, each in model.named_parameters()}
+    torch.testing.assert_close(clipped.norms, torch.stack([by_name[name] for name in optimizer.names]))
+    torch.testing.assert_close(clipped.norm, torch.stack(list(by_name.values())).norm())
 
 
 def test_restored_moments_lie_under_their_tensors() -> None:

@@ -1,38 +1,67 @@
 """Which windows of the data a step trains on, and which ones an evaluation reads.
 
 The data's last tenth is held out. The rest is cut into windows of `block_size` tokens; each is seen once an
-epoch, in an order that is a pure function of (seed, epoch, block size). So the place in the data is one
-number, the windows seen, and another batch size neither repeats nor skips one. Another seed or block size is
-another order, which is begun with its first window, also where a job before had begun it.
+epoch, in an order that is a pure function of (seed, epoch, block size), or one after the other. So the place in the
+data is one number, the windows seen, and another batch size neither repeats nor skips one. Another seed or block size
+is another order, which is begun with its first window, also where a job before had begun it. Windows that are left out
+keep their place in the order, and count as seen.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptjobs.config import HELD_OUT_PART
+from gptjobs import ranges
+from gptjobs.checkpoint import Attempt
+from gptjobs.config import HELD_OUT_PART, SEQUENTIAL, SHUFFLED, Plan
 from gptjobs.errors import Refused
+from gptjobs.layout import Layout
 
 _ROUNDS = 6
+_LOOKS_AHEAD = 256
+"""windows at a time, in search of those that are not left out"""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-class Batches:
-    """Windows of one token file at one block size."""
+class Following(NamedTuple):
+    """The next windows to train on: the tokens they begin at, and the windows seen after them."""
 
-    def __init__(self, file: Path, block_size: int, seed: int) -> None:
+    starts: NDArray[np.int64]
+    end: int
+
+
+class Batches:
+    """Windows of one token file at one block size. Left out are those with a token of the ranges `skip_tokens`, and
+    those at the places `skips` of the order; a range ends before its last."""
+
+    def __init__(
+        self, file: Path, block_size: int, seed: int, order: str = SHUFFLED,
+        skip_tokens: Sequence[ranges.Range] = (), skips: Sequence[Sequence[int]] = (),
+    ) -> None:  # fmt: skip
         self._tokens: NDArray[np.uint16] = np.memmap(file, dtype="<u2", mode="r")
         self._block = block_size
         self._seed = seed
+        self._order, self._skip_tokens, self._skips = order, skip_tokens, skips
         count = len(self._tokens)
         self._held_out = count - count // HELD_OUT_PART
         self.windows = (self._held_out - 1) // block_size
         self._refuse_if_short(block_size)
+        if self._is_left_out(np.arange(self.windows, dtype=np.int64) * block_size).all():
+            raise Refused("--skip-tokens leaves nothing to train on", hint="fewer of them")
+
+    @classmethod
+    def of_plan(cls, layout: Layout, plan: Plan, attempt: Attempt | None) -> "Batches":
+        """As an attempt of the job reads them."""
+        train = plan.settled.train
+        file = layout.token_file(plan.data_name, plan.data_digest, train.encoding)
+        skip_tokens = ranges.several(train.skip_tokens)
+        return cls(file, train.block_size, train.seed, train.data_order, skip_tokens, attempt.skips if attempt else ())
 
     def _refuse_if_short(self, block_size: int) -> None:
         count = len(self._tokens)
@@ -43,18 +72,52 @@ class Batches:
                 hint="more data, or a smaller --block-size",
             )
 
+    def following(self, seen: int, count: int) -> Following:
+        """The `count` windows to train on after the first `seen` of the order."""
+        if not self._skip_tokens and not self._skips:
+            return Following(self.at(seen, seen + count), seen + count)
+        found: list[int] = []
+        while True:
+            seen = self._behind_skips(seen)
+            places = np.arange(seen, seen + max(count, _LOOKS_AHEAD))
+            starts = self.at(seen, int(places[-1]) + 1)
+            kept = ~self._is_left_out(starts)
+            for first, last in self._skips:
+                kept &= (places < first) | (places >= last)
+            wanted = np.flatnonzero(kept)[: count - len(found)]
+            found += starts[wanted].tolist()
+            if len(found) == count:
+                return Following(np.array(found, dtype=np.int64), int(places[wanted[-1]]) + 1)
+            seen = int(places[-1]) + 1
+
+    def _behind_skips(self, place: int) -> int:
+        for first, last in sorted((first, last) for first, last in self._skips):
+            if first <= place < last:
+                place = last
+        return place
+
+    def _is_left_out(self, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of windows: whether one of their tokens, or the target of the last, is in a range that is left out."""
+        left_out = np.zeros(len(starts), dtype=bool)
+        for first, last in self._skip_tokens:
+            left_out |= (starts < last) & (starts + self._block >= first)
+        return left_out
+
+    def read(self, starts: NDArray[np.int64]) -> Batch:
+        """The windows that begin there: tokens and the tokens after them, [windows, block]."""
+        return self._gather(starts, self._block)
+
     def batch(self, seen: int, count: int) -> Batch:
-        """The `count` windows after the first `seen`: tokens and the tokens after them, [count, block]."""
-        return self._gather(self._starts(seen, count), self._block)
+        """The `count` windows to train on after the first `seen`."""
+        return self.read(self.following(seen, count).starts)
 
-    def starts(self, seen: int, count: int) -> list[int]:
-        """The tokens that these windows begin at."""
-        return [int(each) for each in self._starts(seen, count)]
-
-    def _starts(self, seen: int, count: int) -> NDArray[np.int64]:
-        places = np.arange(seen, seen + count, dtype=np.uint64)
+    def at(self, first: int, last: int) -> NDArray[np.int64]:
+        """The tokens that the windows at these places of the order begin at, left out or not."""
+        places = np.arange(first, last, dtype=np.uint64)
         epochs, within = np.divmod(places, np.uint64(self.windows))
-        chosen = np.empty(count, dtype=np.uint64)
+        if self._order == SEQUENTIAL:
+            return within.astype(np.int64) * self._block
+        chosen = np.empty(len(places), dtype=np.uint64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             chosen[here] = shuffled(within[here], self.windows, self._key(int(epoch)))

@@ -1,51 +1,70 @@
-"""The guard against spikes: looks at the loss of each step, once in a while, as they stay on the device until then."""
+"""The guard: looks at the losses and gradient norms of all steps, once in a while, as they stay on the device until
+then. It notes outliers, and says what becomes of a job in which it sees a spike."""
 
+import math
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from itertools import groupby
 
 from gptjobs import checkpoint
-from gptjobs.config import Plan
+from gptjobs.checkpoint import Attempt
+from gptjobs.config import SKIP, WARN, Plan
 from gptjobs.diagnosis import Detector, Spike
 from gptjobs.job import Cause
 from gptjobs.layout import Layout
-from gptjobs.progress import SPIKE, Alert, Finished, Line, StageBegan
+from gptjobs.progress import FALL, NOT_FINITE, OUTLIER, SPIKE, Alert, Finished, Line, StageBegan
 from worker.child import log
+from worker.trainer.batches import Batches
+from worker.trainer.recorder import Recorder, Step
 from worker.trainer.saving import Saver
 from worker.trainer.state import TrainingState
 
-WARN = "warn"
+MOST_STARTS = 64
+"""windows that are named in an alert"""
 
 
 class Guard:
-    """`on_spike` of the config says what becomes of a job in which it sees one."""
+    """`on_spike` of the config says what becomes of a job in which it sees one. After it went back, outliers are left
+    out also where `on_outlier` does not say so: what made the spike may go on behind the windows that it had seen."""
 
-    def __init__(self, layout: Layout, plan: Plan, at: TrainingState, report: Callable[[Line], None]) -> None:
-        self._layout, self._plan, self._at, self._report = layout, plan, at, report
-        self._unseen: list[tuple[int, Tensor]] = []
+    def __init__(
+        self, layout: Layout, plan: Plan, attempt: Attempt, at: TrainingState, data: Batches, recorder: Recorder,
+        report: Callable[[Line], None],
+    ) -> None:  # fmt: skip
+        self._layout, self._plan, self._at, self._data = layout, plan, at, data
+        self._recorder, self._report = recorder, report
+        self._unseen: list[Step] = []
+        self._leaves_out = plan.settled.train.on_outlier == SKIP or bool(attempt.skips)
+        self._set_band()
 
-    def add(self, loss: Tensor) -> None:
-        """The loss of the update that was just made; nothing waits for it here."""
-        self._unseen.append((self._at.step, loss))
+    def add(self, steps: list[Step]) -> None:
+        self._unseen += steps
 
-    def bad_end(self, is_finite: bool, rate: float, saver: Saver) -> Finished | None:
-        """How training ends by what the losses since the last look show, if so: `is_finite` says whether their sum
-        is. No checkpoint is written then."""
-        if not is_finite:
-            self._drop(saver)
-            reason = f"loss or gradient is not finite at step {self._at.step}, learning rate {rate:.3g}"
-            return Finished(outcome="diverged", step=self._at.step, reason=reason, hint=self._hint("best"))
+    def bad_end(self, saver: Saver) -> Finished | None:
+        """How training ends by what the steps since the last look show, and this step's evaluation, if so. No
+        checkpoint is written then."""
         spike = self._look()
-        if spike is None or self._plan.settled.train.on_spike == WARN:
+        self._set_band()
+        if spike is None:
+            return None
+        on_spike = self._plan.settled.train.on_spike
+        if on_spike == WARN and math.isfinite(spike.now):
             return None
         try:
             self._drop(saver)
         finally:
             self._put_away(spike)
+        if on_spike == WARN or not self._can_go_back():
+            return Finished(outcome="diverged", step=self._at.step, reason=str(spike), hint=self._hint("best"))
         return Finished(
             outcome="failed", step=self._at.step, reason=str(spike), hint=self._hint("last"), cause=Cause.SPIKE.value
         )
+
+    def _set_band(self) -> None:
+        """Outside of which the updates up to the next look are left out."""
+        self._at.optimizer.band = self._at.detector.band() if self._leaves_out else None
+
+    def _can_go_back(self) -> bool:
+        return bool(self._plan.parent or checkpoint.counting(self._layout, self._plan.job))
 
     def _put_away(self, spike: Spike) -> None:
         """The job's checkpoints since it began. The loss of a step is that of the weights before it."""
@@ -59,22 +78,60 @@ class Guard:
         saver.finish(self._at, saves=False)
 
     def _look(self) -> Spike | None:
-        """A spike that the steps since the last look show, which is told. From there on another level counts."""
-        if not self._unseen:
-            return None
-        losses = torch.stack([loss for _, loss in self._unseen]).tolist()
-        steps = [step for step, _ in self._unseen]
-        self._unseen.clear()
-        found = [self._at.detector.add(step, loss) for step, loss in zip(steps, losses, strict=True)]
-        spike = next(filter(None, found), None)
+        """A spike that the steps since the last look show, which is told, as are outliers. From there on another level
+        counts."""
+        steps, self._unseen = self._unseen, []
+        odd: list[Step] = []
+        spike = None
+        for step in steps:
+            band = self._at.detector.band()
+            spike = self._at.detector.add(step.step, step.loss, step.grad_norm, left_out=step.left_out)
+            if spike is not None:
+                break
+            if step.left_out or not step.is_finite or (band and not band.holds(step.loss, step.grad_norm)):
+                odd.append(step)
+        spike = spike or self._not_finite_evaluation()
+        self._tell_outliers([each for each in odd if spike is None or each.step < spike.since])
         if spike is not None:
+            self._tell(spike)
             self._at.detector = Detector()
-            # from the update before: it may be what broke the weights
-            updates = self._at.step - spike.since + 2
-            windows = [max(0, self._at.windows - updates * self._plan.settled.train.batch_size), self._at.windows]
-            self._report(Alert(name=SPIKE, step=spike.step, since=spike.since, reason=str(spike), windows=windows))
-            log(f"spike: {spike}")
         return spike
+
+    def _not_finite_evaluation(self) -> Spike | None:
+        """A validation loss that is no number: so are the weights."""
+        step, val_loss = self._at.step, self._at.losses.val_loss
+        if not self._at.is_evaluated or val_loss is None or math.isfinite(val_loss):
+            return None
+        return Spike(since=step, step=step, level=math.inf, now=math.inf)
+
+    def _tell_outliers(self, odd: list[Step]) -> None:
+        """Neighbours as one."""
+        neighbours = groupby(enumerate(odd), key=lambda each: each[1].step - each[0])
+        for steps in ([step for _, step in each] for _, each in neighbours):
+            first, last = steps[0], steps[-1]
+            highest = max(steps, key=lambda each: each.loss if each.is_finite else math.inf)
+            what = f"loss {highest.loss:.4f}, gradient norm {highest.grad_norm:.3g}"
+            where = f"step {first.step}" if first is last else f"steps {first.step} to {last.step}"
+            left_out = "; the update was left out" if all(each.left_out for each in steps) else ""
+            is_finite = all(each.is_finite for each in steps)
+            starts = self._data.at(first.seen, min(last.end, first.seen + MOST_STARTS)).tolist()
+            alert = Alert(
+                name=OUTLIER if is_finite else NOT_FINITE, step=last.step, since=first.step,
+                reason=f"outlier: {what} at {where}{left_out}", windows=[first.seen, last.end], starts=starts,
+            )  # fmt: skip
+            self._report(alert)
+            log(alert.reason)
+            if not is_finite:
+                self._recorder.dump(alert.reason)
+
+    def _tell(self, spike: Spike) -> None:
+        # from the update before: it may be what broke the weights
+        since = [each for each in self._recorder.steps if spike.since - 1 <= each.step <= spike.step]
+        windows = [since[0].seen, self._at.windows]
+        name = FALL if spike.is_fall else SPIKE
+        self._report(Alert(name=name, step=spike.step, since=spike.since, reason=str(spike), windows=windows))
+        log(f"{name}: {spike}")
+        self._recorder.dump(str(spike))
 
     def _hint(self, which: str) -> str:
         """Of a job that is not finite the best checkpoint, as the newest may have been written just before."""

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gptjobs.checkpoint import Attempt, Checkpoint, skipped
+from gptjobs.checkpoint import Attempt, Checkpoint
 from gptjobs.config import Plan, Settled, TrainConfig
 from gptjobs.layout import Layout
 from gptjobs.progress import (
@@ -26,18 +27,28 @@ from gptjobs.progress import (
 )
 from worker.child import Stop, log
 from worker.trainer import arithmetic, state
-from worker.trainer.batches import Batches
+from worker.trainer.batches import Batch, Batches
 from worker.trainer.device import Device
 from worker.trainer.guard import Guard
 from worker.trainer.memory import Fitting
 from worker.trainer.model import flops_per_token
 from worker.trainer.ranks import ALONE, Ranks
+from worker.trainer.recorder import Recorder, Step
 from worker.trainer.saving import Saver
 from worker.trainer.state import TrainingState
 
 REPORT_AT_LEAST_EVERY_S = 10.0
 
 Report = Callable[[Line], None]
+
+
+class Gradients(NamedTuple):
+    """This rank's part in an update. Its part in the mean loss, and the norm of the mean gradient of its first
+    `micro_windows` windows, where that was asked for and they are not all: both still on the device."""
+
+    loss: Tensor
+    micro_norm: Tensor | None
+    micro_windows: int | None
 
 
 def train(
@@ -57,14 +68,17 @@ def _train(
     settled, config = plan.settled, plan.settled.train
     report(StageBegan(stage="loading"))
     at = state.load(layout, plan, start, device)
-    data = Batches(layout.token_file(plan.data_name, plan.data_digest, config.encoding), config.block_size, config.seed)
+    data = Batches.of_plan(layout, plan, attempt)
+    ahead = data.following(at.windows, config.batch_size)
     fitting = Fitting(attempt.micro_batch or config.windows_at_once, at, device, report)
 
-    def gradients(device: Device) -> Tensor:
-        return fitting.compute(lambda windows: _gradients(at, data, config, device, ranks, windows))
+    def gradients(device: Device) -> Gradients:
+        batch = data.read(ahead.starts[ranks.part(config.batch_size)])
+        return fitting.compute(lambda windows: _gradients(at, batch, config, device, ranks, windows))
 
-    device = arithmetic.settle(layout, plan, start, at, device, gradients, report, ranks)
-    meter, guard = Meter(plan, at, device, report, ranks), Guard(layout, plan, at, report)
+    device = arithmetic.settle(layout, plan, start, at, device, lambda device: gradients(device).loss, report, ranks)
+    recorder = Recorder(layout, plan, attempt.token, at.optimizer.names, writes=ranks.is_first)
+    meter, guard = Meter(plan, at, device, report, ranks), Guard(layout, plan, attempt, at, data, recorder, report)
 
     def save() -> None:
         with meter.pause("saving"):
@@ -76,68 +90,73 @@ def _train(
             _note_evaluation(at, settled, losses, report)
 
     def ended(outcome: TrainerOutcome, reason: str | None = None, hint: str | None = None) -> Finished:
+        recorder.dump(reason or outcome)
         with meter.pause("saving"):
             saver.finish(at, saves=True)
         return Finished(outcome=outcome, step=at.step, reason=reason, hint=hint)
 
+    def read() -> None:
+        steps = recorder.read()
+        meter.add(steps)
+        guard.add(steps)
+
     evaluate()
-    if early := _stops_early(at, config):
+    if early := _stops_early(at, config, False):
         return ended(*early)
     first_step = at.step
     meter.restart()
     while at.step < settled.end_step:
         rate = config.learning_rate_at(at.step)
         at.optimizer.rate = rate
-        at.windows = skipped(at.windows, attempt.skips)
-        loss = gradients(device)
-        ranks.add_up([*at.optimizer.gradients, loss])
-        meter.add(loss, at.optimizer.clip())
+        part = gradients(device)
+        ranks.add_up([*at.optimizer.gradients, part.loss])
+        clipped = at.optimizer.clip(part.loss)
+        recorder.add(at.step + 1, at.windows, ahead.end, rate, part.loss, clipped)
         if at.step == first_step:
+            read()
             meter.line(rate, ends_interval=False)
         saver.before_update()
         at.optimizer.step()
-        at.advance(config)
-        guard.add(loss)
+        at.advance(config, ahead.end)
+        ahead = data.following(at.windows, config.batch_size)
 
         asked, due = ranks.any(stop.requested, meter.is_due(at.step))
         stops = asked and at.step < settled.end_step
         evaluates, saves = settled.evaluates_at(at.step), settled.saves_at(at.step)
         if not (stops or evaluates or saves or due):
             continue
-        if evaluates and meter.is_finite():
+        read()
+        if evaluates:
             evaluate()
-        meter.line(rate)
-        if bad_end := guard.bad_end(meter.is_finite(), rate, saver):
+        meter.line(rate, part)
+        if bad_end := guard.bad_end(saver):
             return bad_end
-        if early := _stops_early(at, config):
+        if early := _stops_early(at, config, stops):
             return ended(*early)
-        if stops:
-            return ended("stopped")
         if saves:
             save()
     return ended("finished")
 
 
-def _stops_early(at: TrainingState, config: TrainConfig) -> tuple[TrainerOutcome, str] | None:
+def _stops_early(at: TrainingState, config: TrainConfig, is_asked: bool) -> tuple[TrainerOutcome, str | None] | None:
     """Why training ends before its last step, or None."""
     patience = at.patience
-    if not at.is_evaluated:
-        return None
-    if patience.best <= config.target_val_loss:
+    if at.is_evaluated and patience.best <= config.target_val_loss:
         return "target", f"validation loss {patience.best:.4f} reached the target"
-    if 0 < config.patience <= patience.waited:
+    if at.is_evaluated and 0 < config.patience <= patience.waited:
         return "patience", f"no better validation loss than {patience.best:.4f}"
-    return None
+    return ("stopped", None) if is_asked else None
 
 
 def _gradients(
-    at: TrainingState, data: Batches, config: TrainConfig, device: Device, ranks: Ranks, windows: int
-) -> Tensor:
-    """This rank's part in the gradients of one update, added up over micro-batches of so many windows. Returns its
-    part in the mean loss, still on the device."""
+    at: TrainingState, batch: Batch, config: TrainConfig, device: Device, ranks: Ranks, windows: int
+) -> Gradients:
+    """Compute this rank's part in the gradients of one update, added up over micro-batches of so many windows."""
     own = ranks.part(config.batch_size)
-    tokens, targets = data.batch(at.windows + own.start, len(own))
+    tokens, targets = batch
     total = torch.zeros((), device=device.place)
+    measures = ranks.size == 1 and windows < len(own) and (at.step + 1) % config.log_interval == 0
+    micro_norm = None
     count = config.batch_size * config.block_size
     at.optimizer.zero_grad()
     for first in range(0, len(own), windows):
@@ -149,7 +168,9 @@ def _gradients(
             loss = at.model.loss(inputs, device.put(targets[rows]), dropout, count)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    return total
+        if measures and first == 0:
+            micro_norm = at.optimizer.norm() * (config.batch_size / windows)
+    return Gradients(total, micro_norm, windows if measures else None)
 
 
 def _evaluate(
@@ -190,7 +211,7 @@ def _note_evaluation(at: TrainingState, settled: Settled, losses: Tensor | None,
 
 
 class Meter:
-    """Adds losses up on the device; waits for the device only when a line is due."""
+    """Tells when a line of progress is due, and makes it."""
 
     def __init__(self, plan: Plan, at: TrainingState, device: Device, report: Report, ranks: Ranks) -> None:
         self._config, self._end, self._at, self._report = (
@@ -202,19 +223,15 @@ class Meter:
         self._flops = flops_per_token(plan.settled.model, plan.settled.train.block_size)
         self._peak = device.peak
         self._ranks = ranks
-        self._zero = torch.zeros((), device=device.place)
-        self._norm = self._zero
         self.restart()
 
     def restart(self) -> None:
         """Begin a new mean."""
-        self._loss, self._count = self._zero.clone(), 0
+        self._steps: list[Step] = []
         self._since = self._last_line = time.monotonic()
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self._loss += loss
-        self._norm = norm
-        self._count += 1
+    def add(self, steps: list[Step]) -> None:
+        self._steps += steps
 
     @contextmanager
     def pause(self, stage: Stage) -> Iterator[None]:
@@ -228,20 +245,16 @@ class Meter:
     def is_due(self, step: int) -> bool:
         return step % self._config.log_interval == 0 or time.monotonic() - self._last_line >= REPORT_AT_LEAST_EVERY_S
 
-    def is_finite(self) -> bool:
-        """Also of the validation loss, where it is this step's."""
-        val_loss = self._at.losses.val_loss if self._at.is_evaluated else None
-        return all(math.isfinite(each) for each in (self._loss.item(), self._norm.item(), val_loss or 0.0))
-
-    def line(self, rate: float, *, ends_interval: bool = True) -> None:
-        """Report the mean since the interval began. A line between two intervals, for a slow device's
-        sake, does not end the mean, so the lines of intervals do not depend on the clock."""
-        at = self._at
-        loss = self._loss.item() / self._count
+    def line(self, rate: float, part: Gradients | None = None, *, ends_interval: bool = True) -> None:
+        """Report the mean of the finite losses since the interval began. A line between two intervals, for a slow
+        device's sake, does not end the mean, so the lines of intervals do not depend on the clock."""
+        at, count = self._at, len(self._steps)
+        losses = [each.loss for each in self._steps if each.is_finite]
+        loss = math.fsum(losses) / len(losses) if losses else math.nan
         seconds = time.monotonic() - self._since
-        speed = self._count * self._config.batch_size * self._config.block_size / seconds
-        left = (self._end - at.step) * seconds / self._count
-        at.losses = replace(at.losses, train_loss=loss if math.isfinite(loss) else None)
+        speed = count * self._config.batch_size * self._config.block_size / seconds
+        left = (self._end - at.step) * seconds / count
+        at.losses = replace(at.losses, train_loss=loss if losses else None)
         line = Progress(
             step=at.step,
             end_step=self._end,
@@ -250,7 +263,9 @@ class Meter:
             val_loss=at.losses.val_loss if at.is_evaluated else None,
             eval_context=self._config.evaluated_at if at.is_evaluated else None,
             learning_rate=rate,
-            grad_norm=self._norm.item(),
+            grad_norm=self._steps[-1].grad_norm,
+            micro_norm=part.micro_norm.item() if part and part.micro_norm is not None else None,
+            micro_windows=part.micro_windows if part else None,
             tokens_per_s=speed,
             eta_s=left,
             mfu=None if self._peak is None else speed * self._flops / self._peak,

@@ -1,16 +1,26 @@
 """AdamW (Loshchilov & Hutter 2019) with decay on matrices only, and its moments under the tensors' names."""
 
 import math
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from gptjobs.config import TrainConfig
+from gptjobs.diagnosis import Band
 from worker.trainer.device import Device
 from worker.trainer.shards import as_split, on_all, on_first
 
 Moments = dict[str, dict[str, Tensor]]
+
+
+class Clipped(NamedTuple):
+    """What clipping saw, still on the device: the gradient's norm, that of each parameter, and 1 where the update will
+    be left out."""
+
+    norm: Tensor
+    norms: Tensor
+    left_out: Tensor
 
 
 class AdamW:
@@ -24,12 +34,17 @@ class AdamW:
             ([each for each in parameters if each.dim() >= 2], train.weight_decay),
             ([each for each in parameters if each.dim() < 2], 0.0),
         ]
+        named = list(model.named_parameters())
+        self.names = [name for flat in (False, True) for name, each in named if (each.dim() < 2) is flat]
+        """of the parameters, in the order of the gradients"""
         self.rate = train.learning_rate
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         """`step`, `exp_avg`, `exp_avg_sq` of each tensor that was updated"""
         self.train, self._fused = train, fused
+        self.band: Band | None = None
+        """a loss or gradient norm outside of it leaves the update out"""
         self._scale: Tensor | None = None
-        self._is_spoiled: Tensor | None = None
+        self._is_left_out = torch.zeros((), device=parameters[0].device)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -41,18 +56,32 @@ class AdamW:
             for each in parameters:
                 each.grad = None
 
-    def clip(self) -> Tensor:
-        """Have the next update scale gradients down. Returns their norm before, still on the device. Where it is not
-        finite, the fused update applies nothing."""
-        norm = on_all(torch.nn.utils.get_total_norm(self.gradients, foreach=True))
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """Of the gradients as they are, still on the device."""
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))
+        return norm
+
+    def clip(self, loss: Tensor) -> Clipped:
+        """Have the next update scale gradients down, and leave it out where the loss or their norm is not finite or not
+        in the band. Nothing waits for the device."""
+        gradients = self.gradients
+        norms = on_all(torch.stack(torch._foreach_norm(gradients)))
+        norm = torch.linalg.vector_norm(norms)
         largest = self.train.grad_clip
         scale = (norm / largest).clamp_(min=1.0) if largest else torch.ones_like(norm)
+        left_out = ~(norm + loss).isfinite()
+        if self.band is not None:
+            left_out |= (loss < self.band.low) | (loss > self.band.high) | (norm > self.band.norm)
+        self._is_left_out = left_out.float()
         if self._fused:
             # as a gradient scaler says it: the update divides as it reads, where clipping takes a pass more
-            self._scale, self._is_spoiled = scale, (~norm.isfinite()).float()
+            self._scale = scale
         else:
-            torch._foreach_div_(self.gradients, scale)
-        return norm
+            torch._foreach_div_(gradients, scale)
+            for each in gradients:
+                each.masked_fill_(left_out, 0.0)
+        return Clipped(norm=norm, norms=norms, left_out=self._is_left_out)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -69,15 +98,15 @@ class AdamW:
         torch._foreach_add_(steps, 1)
         train = self.train
         if not self._fused:
-            _update_plainly(tensors, gradients, means, squares, int(steps[0].item()), self.rate, decay, train)
+            step, kept = int(steps[0].item()), 1.0 - self._is_left_out
+            _update_plainly(tensors, gradients, means, squares, step, self.rate, decay, train, kept)
             return
         torch._fused_adamw_(
             tensors, gradients, means, squares, [], steps, lr=self.rate, beta1=train.beta1, beta2=train.beta2,
             weight_decay=decay, eps=train.epsilon, amsgrad=False, maximize=False,
-            grad_scale=self._scale, found_inf=self._is_spoiled,
+            grad_scale=self._scale, found_inf=self._is_left_out,
         )  # fmt: skip
-        if self._is_spoiled is not None:
-            torch._foreach_sub_(steps, [self._is_spoiled] * len(steps))
+        torch._foreach_sub_(steps, [self._is_left_out] * len(steps))
 
     def _state_of(self, tensor: Tensor) -> dict[str, Tensor]:
         if tensor not in self.state:
@@ -91,16 +120,19 @@ class AdamW:
 
 def _update_plainly(
     tensors: list[Tensor], gradients: list[Tensor], means: list[Tensor], squares: list[Tensor], step: int,
-    rate: float, decay: float, train: TrainConfig,
+    rate: float, decay: float, train: TrainConfig, kept: Tensor,
 ) -> None:  # fmt: skip
-    """Algorithm 2 of the paper, an operation at a time."""
-    torch._foreach_mul_(tensors, 1 - rate * decay)
-    torch._foreach_lerp_(means, gradients, 1 - train.beta1)
-    torch._foreach_mul_(squares, train.beta2)
+    """Algorithm 2 of the paper, an operation at a time. `kept` is 1; where the update is left out it is 0, as are the
+    gradients, and nothing changes but the count of updates, which would have to wait for the device."""
+    torch._foreach_mul_(tensors, 1 - rate * decay * kept)
+    torch._foreach_mul_(means, 1 - (1 - train.beta1) * kept)
+    torch._foreach_add_(means, gradients, alpha=1 - train.beta1)
+    torch._foreach_mul_(squares, 1 - (1 - train.beta2) * kept)
     torch._foreach_addcmul_(squares, gradients, gradients, 1 - train.beta2)
     spread = torch._foreach_sqrt(squares)
     torch._foreach_div_(spread, math.sqrt(1 - train.beta2**step))
     torch._foreach_add_(spread, train.epsilon)
+    torch._foreach_div_(spread, kept)
     torch._foreach_addcdiv_(tensors, means, spread, -rate / (1 - train.beta1**step))
 
 

@@ -62,10 +62,10 @@ class TrainingState:
         """Whether the validation loss is that of this very step."""
         return self.losses.eval_step == self.step
 
-    def advance(self, config: TrainConfig) -> None:
-        """One update was made."""
+    def advance(self, config: TrainConfig, windows: int) -> None:
+        """One update was made, after which so many windows were seen."""
         self.step += 1
-        self.windows += config.batch_size
+        self.windows = windows
         self.tokens += config.batch_size * config.block_size
 
 
