@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 SCHEMA = 1
 SPIKE = "spike"
 """the name of its alert"""
+SLOWDOWN = "slowdown"
+MEMORY_GROWTH = "memory_growth"
 MOST_GROUPS = 256
 """of an evaluation's windows in a line"""
 LOSS_DIGITS = 6
@@ -103,8 +105,8 @@ class ArithmeticSettled:
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """Someone should look: `name` says at what (checkpoint_failed, spike). Of a spike, the step it began at and the
-    windows of the data, from the first to before the last, that its steps had seen."""
+    """Someone should look: `name` says at what (checkpoint_failed, spike, slowdown, memory_growth). Of a spike, the
+    step it began at and the windows of the data, from the first to before the last, that its steps had seen."""
 
     kind: ClassVar[str] = "alert"
     name: str
@@ -112,6 +114,11 @@ class Alert:
     reason: str
     since: int | None = None
     windows: list[int] | None = None
+    tokens_per_s: float | None = None
+    usual_tokens_per_s: float | None = None
+    """of the job's own first minutes"""
+    host: dict[str, Any] | None = None
+    """what it was like at that moment, see worker/conditions.py"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +185,8 @@ def _holds(type_: Any, value: object) -> bool:
         return any(value is None if each is NoneType else _holds(each, value) for each in get_args(type_))
     if get_origin(type_) is list:
         return isinstance(value, list) and all(_holds(get_args(type_)[0], each) for each in value)
+    if get_origin(type_) is dict:
+        return isinstance(value, dict)
     if isinstance(value, int | float):
         of_its_kind = isinstance(value, type_) or isinstance(0.0, type_)
         return not isinstance(value, bool) and of_its_kind and abs(value) <= _LARGEST
