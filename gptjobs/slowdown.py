@@ -8,7 +8,7 @@ from gptjobs.progress import Progress, duration
 LOOK_S = 30.0
 """of training at least, whose mean speed is one look"""
 FIRST_LOOKS = 6
-"""whose median is the job's usual speed"""
+"""whose median is the job's usual speed: the slow steps that a job begins with do not move it"""
 SLOW_PART = 0.7
 """of the usual speed: a look below it is slow"""
 SLOW_S = 600.0
@@ -47,12 +47,12 @@ class SpeedWatch:
         return len(self._first) >= FIRST_LOOKS
 
     def begin(self) -> None:
-        """An attempt begins. Its first look is left out: it has the steps that warm up."""
+        """An attempt begins: what the one before it was slow by does not count."""
         self._interval_from: int | None = None
         """the tokens at which the mean of the newest lines began"""
         self._interval_s = 0.0
         self._last_tokens = 0
-        self._is_warm = self._is_told = False
+        self._is_told = False
         self._look_s, self._look_tokens = 0.0, 0
         self._forget_slow()
 
@@ -80,9 +80,6 @@ class SpeedWatch:
         return self._judge(line.step, seconds, speed)
 
     def _judge(self, step: int, seconds: float, speed: float) -> Slowdown | None:
-        if not self._is_warm:
-            self._is_warm = True
-            return None
         if not self.knows_usual:
             self._first.append(speed)
             return None

@@ -17,7 +17,7 @@ from worker.onlooker import taught_speed
 
 TOKENS = 1000
 """of a step"""
-FIRST_S = LOOK_S * (FIRST_LOOKS + 1)
+FIRST_S = LOOK_S * FIRST_LOOKS
 """of a job, from which its usual speed is known"""
 
 
@@ -110,7 +110,7 @@ def test_it_is_told_again_only_after_it_was_over() -> None:
     assert len(told(watch, trainer.trains(SLOW_S + 100.0, 2.0))) == 1
 
 
-def test_the_slow_steps_that_an_attempt_begins_with_teach_nothing() -> None:
+def test_the_slow_steps_that_a_job_begins_with_teach_nothing() -> None:
     trainer = Trainer()
     watch = SpeedWatch(trainer.log_interval)
     watch.add(trainer.begins())
