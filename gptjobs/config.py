@@ -136,6 +136,11 @@ class TrainConfig:
         NOTE, "A single step's loss that is far off: tell, or leave its update out as well.", choices=(NOTE, SKIP)
     )
     max_rollbacks: int = _hyper(2, "Times to go back before a job has diverged.", low=0, high=1000)
+    restart_on_growth: str = _hyper(
+        "auto",
+        "Restart the trainer from a checkpoint when its memory grows without end; auto: on Apple's GPUs.",
+        choices=("auto", "on", "off"),
+    )
     patience: int = _hyper(0, "Stop early after so many evaluations without a better one. 0: off.", low=0)
     precision: str = _hyper("auto", "Arithmetic of matrix products.", choices=PRECISIONS)
     compile: str = _hyper(
@@ -184,6 +189,9 @@ class TrainConfig:
         """The context length of evaluations."""
         return self.eval_context or self.block_size
 
+    def restarts_on_growth(self, kind_of_device: str) -> bool:
+        return self.restart_on_growth == "on" or (self.restart_on_growth == "auto" and kind_of_device == "mps")
+
     def learning_rate_at(self, step: int) -> float:
         """The rate of the update that makes step `step` + 1: the schedule's, less while a rewarm goes on."""
         since = step - self.rewarm_start
@@ -209,7 +217,7 @@ TRAIN_FIELDS = {each.name: each for each in fields(TrainConfig)}
 HYPERPARAMETERS = MODEL_FIELDS | TRAIN_FIELDS
 OF_RESUME = ("optimizer", "data_cursor")
 """How one resume begins: a job from scratch has no such choice, and a later resume does not inherit it."""
-_OF_ONE_JOB = ("grow_positions", "gpus", "shard", *OF_RESUME)
+_OF_ONE_JOB = ("grow_positions", "gpus", "shard", "restart_on_growth", *OF_RESUME)
 """No resume inherits them: said for one job, or of where it trains."""
 OF_TRIAL = "so that trials of a sweep compare"
 """The origin of how a trial is evaluated; a resume of one does not inherit it."""

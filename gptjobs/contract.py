@@ -11,7 +11,7 @@ _MAIN = ("batch_size", "block_size", "learning_rate", "weight_decay", "dropout")
 # they follow from the others, which the contract shows, or are among what continues and resets
 _DERIVED = (
     "decay_steps", "min_learning_rate", "schedule_start", "steps", "grow_positions", "optimizer", "rewarm_start",
-    "rewarm_steps", "data_cursor", "gpus", "shard", "eval_start",
+    "rewarm_steps", "data_cursor", "gpus", "shard", "eval_start", "restart_on_growth",
 )  # fmt: skip
 
 

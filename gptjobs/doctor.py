@@ -23,7 +23,7 @@ from gptjobs.layout import Layout
 from gptjobs.settings import Settings, public
 from gptjobs.store import Server, Store
 
-WORKER_PACKAGES = ("torch", "numpy", "tiktoken", "matplotlib", "safetensors")
+WORKER_PACKAGES = ("torch", "numpy", "tiktoken", "matplotlib", "safetensors", "psutil")
 CHECKPOINT_BYTES = 1_500_000_000
 """of gpt2, the smallest of GPT-2's sizes, with the optimizer's moments"""
 ROOM_FOR = 3

@@ -144,6 +144,8 @@ class Cause(StrEnum):
     HUNG = "hung"
     SPIKE = "spike"
     """of the loss, from before which the next attempt goes on"""
+    GROWTH = "memory growth"
+    """of the trainer's memory, without end: it was stopped, with a checkpoint"""
     LOST_HOST = "lost host"
     KILLED = "killed"
     """from outside"""
@@ -161,7 +163,8 @@ class Cause(StrEnum):
     @property
     def counts(self) -> bool:
         """Whether it lies in the trainer, which is likely to meet it again."""
-        return self in (Cause.OUT_OF_MEMORY, Cause.ERROR, Cause.SIGNAL, Cause.EXIT_CODE, Cause.HUNG)
+        own = (Cause.OUT_OF_MEMORY, Cause.ERROR, Cause.SIGNAL, Cause.EXIT_CODE, Cause.HUNG, Cause.GROWTH)
+        return self in own
 
 
 Fruitless = Mapping[Cause, int]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
 SPIKE, FALL, OUTLIER, NOT_FINITE = "spike", "fall", "outlier", "not_finite"
+SLOWDOWN, MEMORY_GROWTH = "slowdown", "memory_growth"
 """names of alerts"""
 MOST_GROUPS = 256
 """of an evaluation's windows in a line"""
@@ -106,7 +107,7 @@ class ArithmeticSettled:
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """Someone should look: `name` says at what (checkpoint_failed, spike, fall, outlier, not_finite). Of a spike or
+    """Someone should look: `name` says at what (checkpoint_failed, or those above). Of a spike or
     outlier, the step it began at and the windows of the data, by their places in the order from the first to before
     the last, that its steps had seen; of an outlier also the tokens that the first of these begin at."""
 
@@ -117,6 +118,11 @@ class Alert:
     since: int | None = None
     windows: list[int] | None = None
     starts: list[int] | None = None
+    tokens_per_s: float | None = None
+    usual_tokens_per_s: float | None = None
+    """of the job's own first minutes"""
+    host: dict[str, Any] | None = None
+    """what it was like at that moment, see worker/conditions.py"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +189,8 @@ def _holds(type_: Any, value: object) -> bool:
         return any(value is None if each is NoneType else _holds(each, value) for each in get_args(type_))
     if get_origin(type_) is list:
         return isinstance(value, list) and all(_holds(get_args(type_)[0], each) for each in value)
+    if get_origin(type_) is dict:
+        return isinstance(value, dict)
     if isinstance(value, int | float):
         of_its_kind = isinstance(value, type_) or isinstance(0.0, type_)
         return not isinstance(value, bool) and of_its_kind and abs(value) <= _LARGEST

@@ -14,7 +14,8 @@ from gptjobs.config import Plan, halved
 from gptjobs.errors import Refused
 from gptjobs.job import SCHEMA, WAYS, Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
-from gptjobs.progress import FALL, SPIKE
+from gptjobs.progress import FALL, SLOWDOWN, SPIKE
+from gptjobs.slowdown import SLOW_PART
 
 
 def write_spec(layout: Layout, spec: JobSpec) -> bool:
@@ -159,13 +160,19 @@ def fewer_windows(newest: PastAttempt | None, plan: Plan | None) -> str | None:
 
 
 def standing_alert(newest: PastAttempt | None, checkpoints: Sequence[Checkpoint]) -> str | None:
-    """In words, an attempt's newest alert; None where it was of a checkpoint and a later one was written since."""
-    if newest is None or not newest.alerts:
-        return None
-    alert = newest.alerts[-1]
-    if alert["name"] == "checkpoint_failed" and checkpoints and checkpoints[-1].manifest.step > alert["step"]:
-        return None
-    return f"Alert at step {alert['step']}: {alert['reason']}"
+    """In words, the newest of an attempt's alerts that still holds, if one does."""
+    alerts = newest.alerts if newest is not None else ()
+    standing = [each for each in alerts if newest is not None and not _is_over(each, newest, checkpoints)]
+    return f"Alert at step {standing[-1]['step']}: {standing[-1]['reason']}" if standing else None
+
+
+def _is_over(alert: dict[str, Any], newest: PastAttempt, checkpoints: Sequence[Checkpoint]) -> bool:
+    """Of a checkpoint, once a later one was written; of a slowdown, once the newest line is as fast as usual."""
+    if alert["name"] == SLOWDOWN:
+        usual, now = alert.get("usual_tokens_per_s"), newest.progress.get("tokens_per_s")
+        return bool(usual and now and now >= SLOW_PART * usual)
+    is_of_checkpoint = alert["name"] == "checkpoint_failed"
+    return is_of_checkpoint and bool(checkpoints) and checkpoints[-1].manifest.step > alert["step"]
 
 
 def read_job(layout: Layout, job: str) -> Job:

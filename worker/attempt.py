@@ -25,10 +25,11 @@ from gptjobs.job import (
     count_fruitless,
 )
 from gptjobs.layout import Layout
-from gptjobs.progress import CheckpointWritten, Line, Progress, StageBegan
+from gptjobs.progress import Alert, CheckpointWritten, Line, Progress, StageBegan
 from gptjobs.trials import PRUNED
 from worker import outputs, sweeps
 from worker.lease import HeldLease
+from worker.onlooker import Onlooker, taught_speed
 from worker.supervisor import Drain, Ended, Supervisor, encoder_command, trainer_command
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class Attempt:
         self._layout, self._job, self._spec, self._held = layout, job, job.spec, held
         self._worker, self._device, self._drain = worker, device, drain
         self._is_pruned = False
+        self._growth: str | None = None
+        """in words, for which the trainer was stopped"""
 
     def run(self) -> Verdict:
         """Train the job as far as it goes, and say how that ended."""
@@ -185,6 +188,7 @@ class Attempt:
 
             def keep(line: Line, text: str) -> None:
                 self._show(line, text)
+                onlooker.note(line)
                 try:
                     lines.write(f"{text}\n".encode())
                     if isinstance(line, CheckpointWritten):
@@ -194,8 +198,25 @@ class Attempt:
                 except OSError as error:
                     logger.warning("job %s: a line was not kept: %s", plan.job, error)
 
+            def stop(growth: str) -> None:
+                if plan.settled.train.restarts_on_growth(self._device.partition(":")[0]):
+                    self._growth = growth
+                    supervisor.stop()
+
+            onlooker = Onlooker(taught_speed(layout, plan, self._device), lambda alert: self._tell(alert, log), stop)
             supervisor = Supervisor(command, log, self._held, self._drain, keep)
-            return supervisor.run()
+            with onlooker.looking_at(supervisor.pid):
+                return supervisor.run()
+
+    def _tell(self, alert: Alert, log: IO[bytes]) -> None:
+        if self._held.lost:
+            return
+        logger.warning("job %s: %s", self._spec.id, alert.reason)
+        try:
+            log.write(f"alert: {alert.reason}\n".encode())
+            self._write_line(alert.kind, **asdict(alert))
+        except OSError as error:
+            logger.warning("job %s: an alert was not kept: %s", self._spec.id, error)
 
     def _is_to_stop_early(self, line: Line) -> bool:
         """Whether the pruner of the job's sweep stops it at this evaluation."""
@@ -228,6 +249,8 @@ class Attempt:
             return Verdict(outcome=Outcome(state=JobState.CANCELLED, reason="cancelled"))
         if self._is_pruned and ended.cause is Cause.STOPPED:
             return Verdict(outcome=Outcome(state=JobState.FINISHED, reason=PRUNED))
+        if self._growth is not None and ended.cause is Cause.STOPPED:
+            return self._again(Cause.GROWTH, self._growth, wrote_checkpoint=ended.wrote_checkpoint)
         hint = finished.hint if finished is not None else f"gptjobs logs {self._spec.id}"
         if ended.cause is Cause.SPIKE:
             return self._after_spike(ended)

@@ -15,13 +15,13 @@ from gptjobs.job import JobSpec, Outcome
 from gptjobs.layout import Layout
 
 
-def put_together(layout: Layout, spec: JobSpec) -> list[dict[str, Any]]:
-    """Write `metrics.jsonl` and `events.jsonl` anew from the attempts' lines; returns the metrics."""
+def put_together(layout: Layout, spec: JobSpec) -> History:
+    """Write `metrics.jsonl` and `events.jsonl` anew from the attempts' lines."""
     history = History(layout, spec.id).read()
     submitted = {"schema": 1, "kind": "submitted", "time": spec.submitted_at}
     _write_lines(layout.metrics_file(spec.id), history.metrics)
     _write_lines(layout.events_file(spec.id), [submitted, *history.events])
-    return history.metrics
+    return history
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -30,13 +30,15 @@ def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 def summarise(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome) -> None:
     """Write `summary.md` and `loss.png`."""
-    metrics = put_together(layout, spec)
-    durable.write(layout.summary_file(spec.id), _summary(layout, spec, plan, outcome, metrics).encode())
+    history = put_together(layout, spec)
+    metrics = history.metrics
+    durable.write(layout.summary_file(spec.id), _summary(layout, spec, plan, outcome, history).encode())
     if metrics and spec.sweep is None:  # that of a sweep has all its trials; one costs a second of the slot's time
         picture.draw(layout.loss_picture(spec.id), {spec.called: metrics})
 
 
-def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metrics: list[dict[str, Any]]) -> str:
+def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, history: History) -> str:
+    metrics = history.metrics
     evaluated = [each for each in metrics if each["val_loss"] is not None]
     settled = plan.settled
     last_step = metrics[-1]["step"] if metrics else settled.start_step
@@ -55,6 +57,7 @@ def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metric
         ]
     lines += [f"- data {settled.train.data}, SHA-256 {plan.data_digest}"]
     lines += ["", "![losses](loss.png)"] if metrics and spec.sweep is None else []
+    lines += _alerts(history)
     lines += ["", "## Checkpoints", "", "| file | step | tokens | val loss |"]
     lines += ["| --- | ---: | ---: | ---: |"]
     for each in checkpoint.counting(layout, spec.id):
@@ -66,3 +69,11 @@ def _summary(layout: Layout, spec: JobSpec, plan: Plan, outcome: Outcome, metric
     for name, value in {**values["model"], **values["train"]}.items():
         lines += [f"| {name} | {value_in_words(value)} | {settled.origins[name]} |"]
     return "\n".join([*lines, ""])
+
+
+def _alerts(history: History) -> list[str]:
+    told = [each for each in history.events if each["kind"] == "alert"]
+    return [
+        *(["", "## Alerts", ""] if told else []),
+        *(f"- step {each['step']}, {each['name']}: {each['reason']}" for each in told),
+    ]

@@ -86,6 +86,10 @@ class Supervisor:
         self._asked_at: float | None = None
         self._hang = HangWatch()
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def _read(self) -> None:
         assert self._child.stdout is not None
         with self._child.stdout as stream:

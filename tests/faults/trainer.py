@@ -7,6 +7,7 @@ also for all after it), each of these words:
     checkpoint  commit one
     torn        place a checkpoint's file, but not yet its manifest; `commit` does that
     train       step on to the job's end, a step every PACE_S, with checkpoints at the job's interval
+    leak        the same, and keep LEAK_BYTES more at each step
     wait NAME   until the file NAME is in the storage root
     crash       exit with 3, without a last line
     hang        live on in silence
@@ -31,6 +32,7 @@ from gptjobs.progress import CheckpointWritten, Finished, Progress, StageBegan, 
 from worker.child import Report, Stop, mind_the_leash
 
 PACE_S = 0.05
+LEAK_BYTES = 1 << 21
 CRASHED = 3
 _LOOK_S = 0.02
 
@@ -54,7 +56,7 @@ class Trainer:
         self._layout, self._plan, self._token = layout, plan, token
         self.report, self.stop = Report(), Stop().listen()
         self.step, self._newest, self._weights = 0, None, "scratch"
-        self._written = 0
+        self._written, self._leak_bytes, self._kept = 0, 0, []
         if start is not None:
             self._weights = layout.path(start.name).read_text()
             self.step, self._newest, self._written = start.manifest.step, start.name, start.manifest.step
@@ -95,8 +97,13 @@ class Trainer:
         while self.step < settled.end_step and not self.stop.requested:
             time.sleep(PACE_S)
             self._step()
+            self._kept.append(b"x" * self._leak_bytes)
             if settled.saves_at(self.step):
                 self._checkpoint()
+
+    def _leak(self) -> None:
+        self._leak_bytes = LEAK_BYTES
+        self._train()
 
     def _checkpoint(self) -> None:
         self._torn()

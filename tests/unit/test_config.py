@@ -259,6 +259,27 @@ def test_micro_batches_are_never_larger_than_the_batch():
     assert [TrainConfig(batch_size=32, micro_batch=micro).windows_at_once for micro in (0, 8, 64)] == [32, 8, 32]
 
 
+@pytest.mark.parametrize(
+    ("said", "device", "restarts"),
+    [
+        ("auto", "mps", True),
+        ("auto", "cuda", False),
+        ("auto", "cpu", False),
+        ("on", "cpu", True),
+        ("off", "mps", False),
+    ],
+)
+def test_a_trainer_whose_memory_grows_is_restarted_on_apples_gpus_or_where_it_is_said(
+    said: str, device: str, restarts: bool
+):
+    assert TrainConfig(restart_on_growth=said).restarts_on_growth(device) is restarts
+
+
+def test_restarting_on_growth_is_not_inherited():
+    parent = replace(PARENT, train=replace(PARENT.train, restart_on_growth="on"))
+    assert settle({}, parent=parent, parent_step=500).train.restart_on_growth == "auto"
+
+
 def test_later_layers_win():
     merged = merge({"seed": Given(1, "file"), "steps": Given(5, "file")}, {"seed": Given(2, "--seed")})
     assert merged == {"seed": Given(2, "--seed"), "steps": Given(5, "file")}

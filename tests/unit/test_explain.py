@@ -177,6 +177,18 @@ def test_an_alert_of_a_checkpoint_is_said_until_a_later_one_is_written(last_save
     assert ("Alert at step 200: no space." in text) is stands
 
 
+@pytest.mark.parametrize(("now", "stands"), [(60.0, True), (None, True), (71.0, False)])
+def test_a_slowdown_is_said_until_it_is_over(now: float | None, stands: bool):
+    runs = job(JobState.RUNNING, attempt=1, worker="w@host", used_device="cpu", progress=RUNNING)
+    spike = {"name": "spike", "step": 100, "reason": "the loss rose"}
+    slow = {"name": "slowdown", "step": 200, "reason": "training is slow", "usual_tokens_per_s": 100.0}
+    newest = attempt(2, first=0, last=300, alerts=[spike, slow])
+    newest = replace(newest, progress={**newest.progress, "tokens_per_s": now})
+    text, _ = told(runs, Past(attempts=[newest]), Queue(workers=[worker()]))
+    assert ("Alert at step 200: training is slow." in text) is stands
+    assert ("Alert at step 100: the loss rose." in text) is not stands
+
+
 @pytest.mark.parametrize(
     ("others", "then", "next"),
     [([], "No other worker is there", "gptjobs worker start"), (["b"], "queues it again", "gptjobs explain 3f9a")],

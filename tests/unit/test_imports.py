@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "numpy", "optuna", "celery", "kombu", "redis", "tiktoken", "matplotlib", "flower")
-OF_WORKERS = ("torch", "numpy", "tiktoken", "matplotlib", "optuna")
+HEAVY = ("torch", "numpy", "optuna", "celery", "kombu", "redis", "tiktoken", "matplotlib", "flower", "psutil")
+OF_WORKERS = ("torch", "numpy", "tiktoken", "matplotlib", "optuna", "psutil")
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

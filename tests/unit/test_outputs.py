@@ -12,7 +12,7 @@ from gptjobs.config import Plan
 from gptjobs.contract import value_in_words
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.progress import CheckpointWritten, Finished, Line, Progress, StageBegan
+from gptjobs.progress import Alert, CheckpointWritten, Finished, Line, Progress, StageBegan
 from tests.unit.conftest import NANO, NOON, begin, commit
 from worker import outputs
 
@@ -176,6 +176,21 @@ def test_the_picture_of_the_losses_is_a_whole_png(thrice: Layout) -> None:
     assert (int.from_bytes(content[16:20]), int.from_bytes(content[20:24])) == (960, 540)
     names = sorted(path.name for path in thrice.job_outputs("first").iterdir())
     assert names == ["attempts", "events.jsonl", "loss.png", "metrics.jsonl", "summary.md"]
+
+
+def test_the_summary_lists_what_was_alerted_of_any_attempt(thrice: Layout) -> None:
+    for token, name in ((1, "slowdown"), (3, "spike")):
+        with thrice.attempt_lines("first", token).open("a") as lines:
+            alert = Alert(name=name, step=10 * token, reason="it is | so")
+            lines.write("\n" * (token == 1) + progress.encode(alert, seconds=NOON) + "\n")
+    outputs.summarise(thrice, SPEC, PLAN, FINISHED)
+    text = thrice.summary_file("first").read_text()
+    assert "## Alerts\n\n- step 10, slowdown: it is | so\n- step 30, spike: it is | so\n\n## Checkpoints" in text
+
+
+def test_a_summary_of_a_job_without_alerts_has_no_list_of_them(thrice: Layout) -> None:
+    outputs.summarise(thrice, SPEC, PLAN, FINISHED)
+    assert "Alerts" not in thrice.summary_file("first").read_text()
 
 
 def test_a_job_that_never_trained_has_a_summary_without_a_picture(layout: Layout) -> None:

@@ -116,6 +116,14 @@ def test_a_line_nested_deep_is_none():
     assert decode('{"kind":' * 100_000) is None
 
 
+@pytest.mark.parametrize("host", ["hot", 5, [1], True])
+def test_what_an_alert_says_of_the_host_is_by_name(host: object):
+    alert = Alert(name="slowdown", step=7, reason="slow", host={"memory": {"total": 1}, "busiest": [{"name": "x"}]})
+    text = encode(alert, seconds=0.0)
+    assert decode(text) == alert
+    assert decode(json.dumps(json.loads(text) | {"host": host})) is None
+
+
 @given(st.binary())
 def test_garbage_is_no_line(garbage: bytes):
     assert decode(garbage.decode(errors="replace")) is None

@@ -49,6 +49,12 @@ def test_a_new_checkpoint_makes_what_was_before_it_forgotten():
     assert count_fruitless(fruitless, Cause.HUNG, wrote_checkpoint=False) == {Cause.HUNG: 5, Cause.KILLED: 3}
 
 
+def test_a_restart_for_memory_that_grows_counts_only_without_a_new_checkpoint():
+    assert count_fruitless({Cause.GROWTH: 1}, Cause.GROWTH, wrote_checkpoint=True) == {}
+    assert count_fruitless({Cause.GROWTH: 1}, Cause.GROWTH, wrote_checkpoint=False) == {Cause.GROWTH: 2}
+    assert Cause.GROWTH.counts and not Cause.GROWTH.backs_off
+
+
 def test_a_drain_counts_for_nothing_and_waits_for_nothing():
     fruitless = {Cause.LOST_HOST: 4}
     assert count_fruitless(fruitless, Cause.STOPPED, wrote_checkpoint=False) == fruitless
