@@ -1,6 +1,7 @@
 """`gptjobs checkpoints export, sample`: what needs the weights themselves, in a process that loads torch."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from gptjobs.cli.complete import complete_checkpoint
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.errors import NotFound, Refused
 from gptjobs.job import DEVICES
+from gptjobs.layout import Layout
 from gptjobs.reference import find_checkpoint
 
 FORMATS = ("hugging-face", "nanogpt")
@@ -83,6 +85,18 @@ def _run(module: str, *words: str) -> None:
     code = subprocess.run(_command(module, *words), check=False).returncode
     if code:
         raise click.exceptions.Exit(code)
+
+
+def evaluated_at(layout: Layout, found: Checkpoint, context: int, tokens: int) -> list[float]:
+    """The losses of a checkpoint on the held-out windows of `context` tokens among the first `tokens`; raises Refused
+    with what stands against it."""
+    command = _command("worker.evaluate", str(layout.root), found.name, str(context), str(tokens))
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].removeprefix("error: ")
+        raise Refused(f"{found.name} cannot be evaluated at context {context}: {said}")
+    losses: list[float] = json.loads(done.stdout)
+    return losses
 
 
 def output_of(module: str, *words: str) -> str:
