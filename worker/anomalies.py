@@ -10,14 +10,16 @@ Scores = NDArray[np.float32]
 
 LIMIT = 10.0
 """robust noises from the median: an odd window"""
+CARRY = 7.0
+"""robust noises: a window that carries on what is odd beside it (two thresholds, as Canny 1986 follows edges)"""
 SUPPORT = 5.0
-"""robust noises: a window that carries on what is odd beside it, and a further reason (two thresholds: Canny 1986)"""
+"""robust noises: a further reason"""
 FLOORS = {
     "compression": 0.03, "no_text": 0.002, "repeated": 0.085, "copied": 0.095, "tokens": 0.1, "byte_pairs": 0.1,
     "script": 0.1, "line": 0.5, "loss": 0.1,
 }  # fmt: skip
-"""The least noise that is assumed of a measure, in its own unit (of lines: doublings): text that is the same all over has
-none, and nothing would be normal in it."""
+"""The least noise that is assumed of a measure, in its own unit (of lines: doublings): text that is the same all over
+has none, and nothing would be normal in it."""
 LEAST_WINDOWS = {"copied": 4}
 """in a row: any text quotes itself"""
 MOST = 1000
@@ -39,8 +41,8 @@ class Level:
 
     median: float
     noise: float
-    """1.4826 times the median distance from the median, which is a normal distribution's standard deviation (Rousseeuw &
-    Croux 1993); FLOORS at least"""
+    """1.4826 times the median distance from the median, which is a normal distribution's standard deviation (Rousseeuw
+    & Croux 1993); FLOORS at least"""
     is_doubling: bool
 
     def strengths(self, values: Scores) -> Scores:
@@ -67,12 +69,13 @@ class Range:
     last: int
     score: float
     measure: str
+    side: int
 
 
 def ranges(scores: Mapping[str, Scores], levels: Mapping[str, Level]) -> list[Range]:
     """The worst first. One that lies by half or more in a worse one is a part of that."""
     found = [
-        Range(first, last, float(strengths[first:last].max()), name)
+        Range(first, last, float(strengths[first:last].max()), name, side)
         for name, side, _ in SIDES
         if name in scores
         for strengths in [side * levels[name].strengths(scores[name])]
@@ -88,15 +91,15 @@ def ranges(scores: Mapping[str, Scores], levels: Mapping[str, Level]) -> list[Ra
 
 
 def _runs(strengths: Scores, least: int) -> Iterator[tuple[int, int]]:
-    """Stretches of SUPPORT that reach LIMIT somewhere; one window within may be below. The ends are cut back to where
+    """Stretches of CARRY that reach LIMIT somewhere; one window within may be below. The ends are cut back to where
     they have half of what the stretch has."""
-    supported = strengths >= SUPPORT
+    supported = strengths >= CARRY
     supported[1:-1] |= supported[:-2] & supported[2:]
     turns = np.flatnonzero(np.diff(np.concatenate([[False], supported, [False]])))
     for first, last in turns.reshape(-1, 2):
         stretch = strengths[first:last]
         if stretch.max() >= LIMIT:
-            (full,) = np.nonzero(stretch >= np.median(stretch[stretch >= SUPPORT]) / 2)
+            (full,) = np.nonzero(stretch >= np.median(stretch[stretch >= CARRY]) / 2)
             if full[-1] + 1 - full[0] >= least:
                 yield int(first + full[0]), int(first + full[-1] + 1)
 
@@ -120,9 +123,7 @@ def ends(found: Range, values: Scores, starts: NDArray[np.int64], window: int, m
     return first, last
 
 
-def _end(
-    near: int, direction: int, half: float, inside: float, token_count: int, window: int, measure: Measure
-) -> int:
+def _end(near: int, direction: int, half: float, inside: float, token_count: int, window: int, measure: Measure) -> int:
     """Where the range ends near this token: below it for `direction` -1, above for 1."""
     step = max(1, window // _STEPS)
     centres = near + direction * step * np.arange(-_STEPS, _STEPS + 1)

@@ -1,14 +1,14 @@
 """`python -m worker.inspect ROOT SOURCE TOKENS ENCODING …`: score all windows of a source, for
 `gptjobs.data.inspect.inspect`.
 
-Prints JSON lines: what was done since the last, then the inspection, or why it is refused. The source is read twice: once
-for what the whole file has, once to hold each window against that. What is kept of it does not grow with it.
+Prints JSON lines: what was done since the last, then the inspection, or why it is refused. The source is read twice:
+once for what the whole file has, once to hold each window against that. What is kept of it does not grow with it.
 """
 
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from gptjobs.data.inspect import WINDOW, Anomaly
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from worker import anomalies, measures, scripts
-from worker.anomalies import SIDES, SUPPORT, Level, Range, Scores
+from worker.anomalies import LIMIT, SIDES, SUPPORT, Level, Range, Scores
 from worker.measures import MEASURED, SYMBOLS, Whole, Window
 from worker.stretches import Source
 
@@ -122,7 +122,11 @@ def _scores(source: Source, whole: Whole) -> dict[str, Scores]:
         for at in range(0, len(piece.tokens) - source.window + 1, source.window):
             size = int(piece.lengths[at : at + source.window].sum())
             text = piece.text[byte - piece.first_byte :][:size]
-            note((piece.first + at) // source.window, Window(piece.first + at, piece.tokens[at : at + source.window], text), byte)
+            note(
+                (piece.first + at) // source.window,
+                Window(piece.first + at, piece.tokens[at : at + source.window], text),
+                byte,
+            )
             byte += size
         _say(done=len(piece.text))
     if source.token_count % source.window:
@@ -167,7 +171,7 @@ def _anomaly(
 
         edges = anomalies.ends(found, scores[found.measure], starts, window, of_window)
         first, last = edges if edges[0] < edges[1] else (first, last)
-    told = sorted(_reasons(found, scores, levels, source, whole), reverse=True)
+    told = _reasons(found, scores, levels)
     return Anomaly(
         first=first,
         last=last,
@@ -176,28 +180,48 @@ def _anomaly(
         first_line=source.line_of(first),
         last_line=source.line_of(last - 1),
         score=round(found.score, 1),
-        kinds=tuple(kind for _, kind, _ in told),
-        reasons=tuple(reason for _, _, reason in told),
+        kinds=tuple(dict.fromkeys(each.kind for each in told if each.makes_kind)),
+        reasons=tuple(_words(each, found, source, whole) for each in told),
     )
 
 
-def _reasons(
-    found: Range, scores: dict[str, Scores], levels: dict[str, Level], source: Source, whole: Whole
-) -> list[tuple[float, str, str]]:
-    """How odd the range is in each measure that it is odd in, of which kind that is, and the words for it."""
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """In what a range is odd: `value` and `strength` are the medians of its windows."""
+
+    measure: str
+    kind: str
+    value: float
+    usual: float
+    strength: float
+    is_main: bool
+
+    @property
+    def makes_kind(self) -> bool:
+        """Whether the range is of this kind, and not only odd in this as well. Noise is less far from text in how it
+        compresses than in its tokens."""
+        return self.is_main or self.strength >= (SUPPORT if self.kind == "noise" else LIMIT)
+
+
+def _reasons(found: Range, scores: dict[str, Scores], levels: dict[str, Level]) -> list[Reason]:
+    """The oddest first."""
     told = []
     for name, side, kind in SIDES:
         if name in scores:
             here, level = scores[name][found.first : found.last], levels[name]
             strength = float(np.median(side * level.strengths(here)))
-            is_main = name == found.measure and strength > 0
+            is_main = name == found.measure and side == found.side
             if strength >= SUPPORT or is_main:
-                told.append((strength, kind, _words(name, side, float(np.median(here)), level.median, found, source, whole)))
-    return told
+                value = float(np.median(here))
+                told.append(
+                    Reason(measure=name, kind=kind, value=value, usual=level.median, strength=strength, is_main=is_main)
+                )
+    return sorted(told, key=lambda each: -each.strength)
 
 
-def _words(name: str, side: int, here: float, median: float, found: Range, source: Source, whole: Whole) -> str:
-    if name == "script":
+def _words(reason: Reason, found: Range, source: Source, whole: Whole) -> str:
+    here, median = reason.value, reason.usual
+    if reason.measure == "script":
         main, other = _script(whole.scripts), _script(_characters(found, source), whole.scripts)
         return f"script changes from {main} to {other}"
     return {
@@ -209,7 +233,7 @@ def _words(name: str, side: int, here: float, median: float, found: Range, sourc
         "byte_pairs": f"byte pairs {here:.1f} nats (median {median:.1f})",
         "line": f"a line of {here:,.0f} bytes (median {median:,.0f})",
         "loss": f"the model's loss {here:.2f} nats (median {median:.2f})",
-    }[name]
+    }[reason.measure]
 
 
 def _characters(found: Range, source: Source) -> NDArray[np.int64]:

@@ -65,7 +65,8 @@ def cross_entropy(symbols: Numbers, everywhere: NDArray[np.int64]) -> float:
 def byte_pairs(text: bytes) -> Numbers:
     """Each byte with the one after it, as one number."""
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.uint16)
-    return (codes[:-1] << np.uint16(8)) | codes[1:]
+    pairs: NDArray[np.uint16] = (codes[:-1] << np.uint16(8)) | codes[1:]
+    return pairs
 
 
 def foreign_script(characters: NDArray[np.int64], everywhere: NDArray[np.int64]) -> float:
@@ -123,7 +124,8 @@ def longest_lines(bounds: NDArray[np.int64], ends: NDArray[np.int64], inner: NDA
     ended = np.concatenate([np.minimum.accumulate(before[::-1])[::-1][1:], [bounds[-1, 1]]])
     head = np.where(has, ends[:, 0], ended) - begun
     tail = np.where(has, ended - after, 0)
-    return np.maximum.reduce([head, tail, inner])
+    longest: NDArray[np.int64] = np.maximum.reduce([head, tail, inner])
+    return longest
 
 
 def line_ends(text: bytes) -> tuple[int, int, int]:

@@ -34,7 +34,9 @@ class Piece:
 class Source:
     """Cut into windows of as many tokens; the last one reaches back into the one before, to be as long."""
 
-    def __init__(self, layout: Layout, source: Path, token_file: Path, name: str, window: int | None, least: int) -> None:
+    def __init__(
+        self, layout: Layout, source: Path, token_file: Path, name: str, window: int | None, least: int
+    ) -> None:
         self._source, self._token_file = source, token_file
         self.token_count = token_file.stat().st_size // 2
         self.window = min(window or window_of(self.token_count, least), self.token_count)

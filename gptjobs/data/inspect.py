@@ -22,15 +22,15 @@ PASSES = 2
 """over the source; a third is over the tokens, with --loss"""
 
 MEASURES = {
-    "compression": "compressed to",
-    "no_text": "no text",
-    "repeated": "repeated",
-    "copied": "copied",
-    "tokens": "tokens (nats)",
-    "byte_pairs": "byte pairs (nats)",
-    "script": "script (nats)",
+    "compression": "compressed to (of its bytes)",
+    "no_text": "no text (of its characters)",
+    "repeated": "repeated n-grams (of its own)",
+    "copied": "copied from earlier (of it)",
+    "tokens": "unigram cross-entropy (nats a token)",
+    "byte_pairs": "byte pairs' cross-entropy (nats a pair)",
+    "script": "script's cross-entropy (nats a character)",
     "line": "longest line (bytes)",
-    "loss": "model's loss (nats)",
+    "loss": "the model's loss (nats a token)",
 }
 """Of a window, each with what an axis of it is called; what they are is said in worker/measures.py."""
 
@@ -52,7 +52,7 @@ KINDS = {
 class Anomaly:
     """A range of neighbouring odd windows: tokens `first` to before `last`, likewise bytes; lines from 1 on, both
     within it. `score` is how far its oddest window is from the file's median, in robust noises (1.4826 times the median
-    distance from it); `kinds` are of KINDS and as many as `reasons`, the oddest first."""
+    distance from it); `kinds` are of KINDS, the oddest first; `reasons` also tell what it is less odd in."""
 
     first: int
     last: int
@@ -118,8 +118,12 @@ def _read(answer: dict[str, Any], code: int) -> Inspection:
     if "inspection" not in answer:
         raise GptjobsError(f"the inspection ended with exit code {code}", hint="what it said stands above")
     found = answer["inspection"]
-    anomalies = tuple(
-        Anomaly(**known(Anomaly.__dataclass_fields__, {**each, "kinds": tuple(each["kinds"]), "reasons": tuple(each["reasons"])}))
-        for each in found["anomalies"]
-    )  # fmt: skip
-    return Inspection(**{**known(Inspection.__dataclass_fields__, found), "anomalies": anomalies})
+    return Inspection(**{**known(Inspection.__dataclass_fields__, found), "anomalies": _anomalies(found["anomalies"])})
+
+
+def _anomalies(records: list[dict[str, Any]]) -> tuple[Anomaly, ...]:
+    lists = ("kinds", "reasons")
+    return tuple(
+        Anomaly(**{**known(Anomaly.__dataclass_fields__, each), **{name: tuple(each[name]) for name in lists}})
+        for each in records
+    )
