@@ -33,7 +33,7 @@ _SCRIPT_WINDOWS = 64
 """of a range that are looked through for its script, at most"""
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.inspect")
     parser.add_argument("root", type=Path)
     parser.add_argument("source", type=Path)
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("encoding")
     parser.add_argument("--window", type=int)
     parser.add_argument("--loss", help="a checkpoint's name, relative to the root")
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
     try:
         _say(inspection=_inspect(asked))
     except GptjobsError as error:

@@ -57,7 +57,7 @@ def cross_entropy(symbols: Numbers, everywhere: NDArray[np.int64]) -> float:
     one more than it is (Laplace). Of tokens, that of a unigram model; of pairs of bytes, what tells languages apart
     (Dunning 1994, Statistical Identification of Language)."""
     there, here = np.unique(symbols, return_counts=True)
-    rest = everywhere[there] - here + 1
+    rest = np.maximum(everywhere[there] - here, 0) + 1  # what stands across two pieces was not counted
     total = everywhere.sum() - len(symbols) + np.count_nonzero(everywhere)
     return float(np.log(total) - (here * np.log(rest)).sum() / max(1, len(symbols)))
 
@@ -72,7 +72,8 @@ def byte_pairs(text: bytes) -> Numbers:
 def foreign_script(characters: NDArray[np.int64], everywhere: NDArray[np.int64]) -> float:
     """Nats a character: -1/n Σ log q over its letters, q being how often the rest of the file has letters of that
     script. Near nought for a script that is common there, also in a file of several."""
-    letters, rest = characters[LETTERS], everywhere[LETTERS] - characters[LETTERS] + 1
+    letters = characters[LETTERS]
+    rest = np.maximum(everywhere[LETTERS] - letters, 0) + 1
     return float((letters * (np.log(rest.sum()) - np.log(rest))).sum() / max(1, characters.sum()))
 
 
