@@ -48,7 +48,7 @@ def _in_lines(text: str) -> str:
 
 
 def planted(text: str, inside: str, part: float) -> tuple[bytes, int, int]:
-    """`inside` at the end of a line of `text`, that part of it from its beginning; where it begins and ends, in bytes."""
+    """`inside` at the end of a line of `text`, that part of it from its beginning; its first byte and the one after."""
     at = text.rfind("\n", 0, int(part * len(text))) + 1
     before = text[:at].encode()
     return before + inside.encode() + text[at:].encode(), len(before), len(before) + len(inside.encode())

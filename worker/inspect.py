@@ -21,7 +21,7 @@ from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from worker import anomalies, measures, scripts
 from worker.anomalies import LIMIT, SIDES, SUPPORT, Level, Range, Scores
-from worker.measures import MEASURED, SYMBOLS, Whole, Window
+from worker.measures import MEASURED, SYMBOLS, Counts, Whole, Window
 from worker.stretches import Source
 
 MOST_SHINGLES = 1 << 22
@@ -94,8 +94,8 @@ def _whole(source: Source) -> Whole:
     each, first, count = np.unique(np.concatenate(hashes), return_index=True, return_counts=True)
     twice = count > 1
     return Whole(
-        tokens=tokens,
-        pairs=pairs,
+        tokens=Counts(tokens),
+        pairs=Counts(pairs),
         scripts=characters,
         copied=each[twice],
         copied_first=np.concatenate(places)[first[twice]],

@@ -30,8 +30,8 @@ Hashes = NDArray[np.uint64]
 class Whole:
     """What windows are compared with: counts over the whole file."""
 
-    tokens: NDArray[np.int64]
-    pairs: NDArray[np.int64]
+    tokens: "Counts"
+    pairs: "Counts"
     scripts: NDArray[np.int64]
     copied: Hashes
     """sorted: the sampled shingles that the file has twice at least"""
@@ -39,6 +39,15 @@ class Whole:
     """the token at which each of them begins for the first time"""
     sampling: int
     """of so many shingles one is looked at"""
+
+
+class Counts:
+    """How often each symbol is in the whole file."""
+
+    def __init__(self, each: NDArray[np.int64]) -> None:
+        self.each = each
+        self.total = int(each.sum())
+        self.different = int(np.count_nonzero(each))
 
 
 def compression(text: bytes) -> float:
@@ -52,13 +61,13 @@ def no_text(characters: NDArray[np.int64]) -> float:
     return float(characters[NO_TEXT] / max(1, characters.sum()))
 
 
-def cross_entropy(symbols: Numbers, everywhere: NDArray[np.int64]) -> float:
+def cross_entropy(symbols: Numbers, everywhere: Counts) -> float:
     """Nats a symbol: -1/n Σ log q(s), q being the frequencies in the rest of the file, without this window, each count
     one more than it is (Laplace). Of tokens, that of a unigram model; of pairs of bytes, what tells languages apart
     (Dunning 1994, Statistical Identification of Language)."""
     there, here = np.unique(symbols, return_counts=True)
-    rest = np.maximum(everywhere[there] - here, 0) + 1  # what stands across two pieces was not counted
-    total = everywhere.sum() - len(symbols) + np.count_nonzero(everywhere)
+    rest = np.maximum(everywhere.each[there] - here, 0) + 1  # what stands across two pieces was not counted
+    total = everywhere.total - len(symbols) + everywhere.different
     return float(np.log(total) - (here * np.log(rest)).sum() / max(1, len(symbols)))
 
 

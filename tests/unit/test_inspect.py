@@ -35,8 +35,13 @@ def inspected(layout: Layout, content: bytes, **options: Any) -> Inspection:
     return inspect(layout, *tokens_of(layout, content), "bytes", **options)
 
 
-@pytest.mark.parametrize("part", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("kind", FIRST_KINDS)
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        *((kind, 0.4) for kind in FIRST_KINDS),
+        *((kind, part) for kind in ("one line", "printable") for part in (0.0, 1.0)),
+    ],
+)
 def test_a_range_that_is_odd_is_named_first_and_why(layout: Layout, kind: str, part: float) -> None:
     content, first, last = planted(BOOK, poison(kind, 20_000), part)
     found = inspected(layout, content).anomalies

@@ -7,7 +7,7 @@ import pytest
 
 from tests.odd_text import book, poison
 from worker import measures, scripts
-from worker.measures import SHINGLE, Whole
+from worker.measures import SHINGLE, Counts, Whole
 from worker.stretches import MOST_WINDOWS, window_of
 
 TEXT = book(20_000)
@@ -36,7 +36,7 @@ def test_cross_entropy_is_that_of_the_rest_of_the_file() -> None:
     everywhere[[0, 1]] = 100, 10
     window = np.array([0, 1] * 10, dtype=np.uint16)
     expected = -(math.log(91 / 92) + math.log(1 / 92)) / 2
-    assert measures.cross_entropy(window, everywhere) == pytest.approx(expected)
+    assert measures.cross_entropy(window, Counts(everywhere)) == pytest.approx(expected)
 
 
 def test_pairs_of_bytes_are_each_byte_with_the_next() -> None:
@@ -45,8 +45,9 @@ def test_pairs_of_bytes_are_each_byte_with_the_next() -> None:
 
 @pytest.mark.parametrize(
     ("text", "script"),
-    [("the owl", "Latin"), ("сова", "Cyrillic"), ("γλαύξ", "Greek"), ("猫頭鷹", "Han"), ("ふくろう", "Kana"), ("부엉이", "Hangul"),
-     ("ينشوف", "Arabic"), ("ינשוף", "Hebrew"), ("उल्लू", "Devanagari"), ("12, 3! ═ 🦉", "no letter"), ("ጉጉት", "another script")],
+    [("the owl", "Latin"), ("сова", "Cyrillic"), ("γλαύξ", "Greek"), ("猫頭鷹", "Han"), ("ふくろう", "Kana"),
+     ("부엉이", "Hangul"), ("ينشوف", "Arabic"), ("ינשוף", "Hebrew"), ("उल्लू", "Devanagari"),
+     ("12, 3! ═ 🦉", "no letter"), ("ጉጉት", "another script")],
 )  # fmt: skip
 def test_characters_are_of_their_scripts(text: str, script: str) -> None:
     assert scripts.SCRIPTS[int(scripts.counts(text.encode()).argmax())] == script
@@ -89,7 +90,12 @@ def test_what_stands_earlier_is_copied_and_its_first_place_is_not() -> None:
     each, at, count = np.unique(hashes, return_index=True, return_counts=True)
     none = np.zeros(1, dtype=np.int64)
     whole = Whole(
-        tokens=none, pairs=none, scripts=none, copied=each[count > 1], copied_first=places[at[count > 1]], sampling=16
+        tokens=Counts(none),
+        pairs=Counts(none),
+        scripts=none,
+        copied=each[count > 1],
+        copied_first=places[at[count > 1]],
+        sampling=16,
     )
     assert measures.copied(first, 0, whole) == 0
     assert measures.copied(first, 12_000, whole) == 1
