@@ -1,7 +1,7 @@
 """From windows' scores to ranges of odd ones: where they begin and end, and in what they are odd."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,31 +63,37 @@ def _scaled(values: Scores | np.float32, is_doubling: bool) -> Scores:
 
 @dataclass(frozen=True)
 class Range:
-    """Windows `first` to before `last` that are odd in one measure, on one side of the median."""
+    """Windows `first` to before `last` that are odd, most of all in one measure, on one side of the median."""
 
     first: int
     last: int
     score: float
+    """the strength of its oddest window"""
     measure: str
     side: int
 
 
 def ranges(scores: Mapping[str, Scores], levels: Mapping[str, Level]) -> list[Range]:
-    """The worst first. One that lies by half or more in a worse one is a part of that."""
-    found = [
-        Range(first, last, float(strengths[first:last].max()), name, side)
-        for name, side, _ in SIDES
-        if name in scores
-        for strengths in [side * levels[name].strengths(scores[name])]
-        for first, last in _runs(strengths, LEAST_WINDOWS.get(name, 1))
-    ]
-    taken = np.zeros(len(next(iter(scores.values()))), dtype=bool)
-    kept = []
-    for each in sorted(found, key=lambda each: (-each.score, each.first)):
-        if 2 * np.count_nonzero(taken[each.first : each.last]) < each.last - each.first:
-            taken[each.first : each.last] = True
+    """The worst first. Where measures name ranges that overlap, the one that is odd by more in all stands for those
+    that lie in it by half or more."""
+    found = []
+    for name, side, _ in SIDES:
+        if name in scores:
+            strengths = side * levels[name].strengths(scores[name])
+            for first, last in _runs(strengths, LEAST_WINDOWS.get(name, 1)):
+                here = strengths[first:last]
+                found.append((float(here.sum()), Range(first, last, float(here.max()), name, side)))
+    kept: list[Range] = []
+    owner = np.full(len(next(iter(scores.values()))), -1)
+    for _, each in sorted(found, key=lambda one: -one[0]):
+        owners = owner[each.first : each.last]
+        if 2 * np.count_nonzero(owners >= 0) >= len(owners):
+            main = int(owners[owners >= 0][0])
+            kept[main] = replace(kept[main], score=max(kept[main].score, each.score))
+        else:
+            owners[owners < 0] = len(kept)
             kept.append(each)
-    return kept[:MOST]
+    return sorted(kept, key=lambda each: (-each.score, each.first))[:MOST]
 
 
 def _runs(strengths: Scores, least: int) -> Iterator[tuple[int, int]]:
