@@ -99,7 +99,8 @@ def inspect(
     command += [f"--window={window}"] if window else []
     command += [f"--loss={loss_of}"] if loss_of else []
     answer: dict[str, Any] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    # in a session of its own Ctrl-C does not reach it: it is ended here, without a word
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
         assert child.stdout is not None
         try:
             for line in child.stdout:

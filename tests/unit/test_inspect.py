@@ -12,7 +12,7 @@ from gptjobs.errors import Refused
 from gptjobs.layout import Layout
 from tests.odd_text import book, overlap, planted, poison
 from tests.unit.test_training import attempted, planned
-from worker import anomalies
+from worker import anomalies, stretches
 from worker import inspect as process
 from worker.anomalies import SIDES
 
@@ -51,6 +51,41 @@ def test_a_range_that_is_odd_is_named_first_and_why(layout: Layout, kind: str, p
     assert (found[0].first_byte, found[0].last_byte) == (found[0].first, found[0].last)
     assert found[0].first_line == content[: found[0].first].count(b"\n") + 1
     assert found[0].last_line == content[: found[0].last - 1].count(b"\n") + 1
+
+
+@pytest.mark.parametrize("kind", ["one line", "printable"])
+def test_the_ends_of_a_range_are_found_within_a_quarter_of_a_window(layout: Layout, kind: str) -> None:
+    """Wherever they are in their windows."""
+    for part in (0.41, 0.43):
+        content, first, last = planted(BOOK, poison(kind, 10_700), part)
+        found = inspected(layout, content).anomalies[0]
+        assert abs(found.first - first) <= 256 and abs(found.last - last) <= 256
+
+
+def told(layout: Layout, content: bytes, capsys: pytest.CaptureFixture[str]) -> Any:
+    """What the process prints last, run within this one."""
+    source, file = tokens_of(layout, content)
+    assert process.main([str(layout.root), str(source), str(file), "bytes"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])["inspection"]
+
+
+def test_a_file_read_in_many_pieces_is_scored_as_one_read_at_once(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But for what stands across two of them, in counts over the whole file."""
+    content, _, _ = planted(BOOK, poison("printable", 20_000) + BOOK[:20_000] + "x" * 9000, 0.6)
+    monkeypatch.setattr(stretches, "PIECE_TOKENS", len(content))
+    at_once = told(layout, content, capsys)
+    monkeypatch.setattr(stretches, "PIECE_TOKENS", 3000)
+    in_pieces = told(layout, content, capsys)
+    assert [each["kinds"] for each in in_pieces["anomalies"]] == [each["kinds"] for each in at_once["anomalies"]]
+    for each, other in zip(in_pieces["anomalies"], at_once["anomalies"], strict=True):
+        for name in ("first_byte", "last_byte", "first_line", "last_line"):
+            assert abs(each[name] - other[name]) <= 256
+    for name in ("compression", "no_text", "repeated", "tokens", "line"):
+        assert in_pieces["scores"][name] == at_once["scores"][name]
+    for name in ("byte_pairs", "script"):
+        assert in_pieces["scores"][name] == pytest.approx(at_once["scores"][name], rel=0.02, abs=0.02)
 
 
 def test_reasons_are_words_with_numbers(layout: Layout) -> None:
@@ -120,11 +155,9 @@ def test_the_scores_of_many_windows_are_told_by_their_oddest(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content, first, _ = planted(BOOK, poison("one byte", 20_000), 0.5)
-    source, file = tokens_of(layout, content)
     monkeypatch.setattr(process, "MOST_SCORES", 50)
-    process.main([str(layout.root), str(source), str(file), "bytes"])
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])["inspection"]
-    every, scores = told["every"], told["scores"]["compression"]
+    found = told(layout, content, capsys)
+    every, scores = found["every"], found["scores"]["compression"]
     assert every > 1 and len(scores) <= 50
     assert min(range(len(scores)), key=scores.__getitem__) in range(
         first // 1024 // every, (first + 20_000) // 1024 // every + 1
