@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptjobs import checkpoint
 from gptjobs.data.inspect import WINDOW, Anomaly
-from gptjobs.errors import GptjobsError
+from gptjobs.errors import GptjobsError, Refused
 from gptjobs.layout import Layout
 from worker import anomalies, measures, scripts
 from worker.anomalies import LIMIT, SIDES, SUPPORT, Level, Range, Scores
@@ -47,8 +47,11 @@ def main(words: list[str] | None = None) -> int:
     except GptjobsError as error:
         _say(refused=error.message, hint=error.hint)
         return error.exit_code
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
+    except BrokenPipeError:
+        return 130  # nobody listens any more
+    except OSError as error:
+        _say(refused=f"{asked.source} or its tokens cannot be read: {error.strerror}", hint=None)
+        return Refused.exit_code
     return 0
 
 

@@ -51,8 +51,8 @@ class Counts:
 
 
 def compression(text: bytes) -> float:
-    """Bytes after DEFLATE over bytes before: low for what repeats itself, near 1 for noise. Its distance from what the
-    file has elsewhere is what Gopher's and others' filters for repetition look for (Rae et al. 2021, A.1.1)."""
+    """Bytes after DEFLATE over bytes before: low for what repeats itself, near 1 for noise. By it Whisper sees that it
+    repeats itself (Radford et al. 2022, 4.5)."""
     return len(zlib.compress(text, _LEVEL)) / max(1, len(text))
 
 
@@ -98,7 +98,8 @@ def ngrams(tokens: Numbers, length: int) -> Hashes:
 
 
 def repeated(tokens: Numbers) -> float:
-    """The part of a window's n-grams of NGRAM tokens that it had before."""
+    """The part of a window's n-grams of NGRAM tokens that it had before: as in the filters of Gopher's data (Rae et al.
+    2021, A.1.1), there by words."""
     hashes = ngrams(tokens, NGRAM) if len(tokens) >= NGRAM else tokens[:0]
     return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
 

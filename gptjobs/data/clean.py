@@ -116,9 +116,8 @@ def check_out(out: Path) -> None:
 
 
 def write(source: Path, digest: str, out: Path, gone: Sequence[Cut], report: str, advance: Advance) -> None:
-    """Write the copy and its report, both whole or neither under its name. Raises Refused where the source is not what
-    was inspected, whose SHA-256 is `digest`."""
-    check_out(out)
+    """Write the copy and its report, each whole, over nothing. Raises Refused where the source is not what was
+    inspected, whose SHA-256 is `digest`."""
     beside = durable.temporary(out)
     sha256 = hashlib.sha256()
     try:

@@ -186,6 +186,16 @@ def test_a_checkpoint_that_cannot_be_computed_with_is_refused(layout: Layout) ->
         inspected(layout, BOOK.encode(), loss_of=learned.name)
 
 
+def test_a_source_that_goes_away_meanwhile_is_said_without_a_traceback(
+    layout: Layout, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, file = tokens_of(layout, BOOK.encode())
+    source.unlink()
+    with pytest.raises(Refused, match="cannot be read: No such file"):
+        inspect(layout, source, file, "bytes")
+    assert capfd.readouterr().err == ""
+
+
 def test_every_measure_has_a_side_a_floor_and_a_kind_that_is_explained() -> None:
     assert {name for name, _, _ in SIDES} == set(anomalies.FLOORS) == set(MEASURES)
     assert {kind for _, _, kind in SIDES} == set(KINDS)
