@@ -13,6 +13,8 @@ from gptjobs.data.inspect import Anomaly, Inspection
 from gptjobs.errors import GptjobsError, NotFound, Refused, UsageError
 from gptjobs.layout import Layout
 from tests.odd_text import book, overlap, planted, poison
+from tests.unit.test_training import attempted
+from tests.unit.test_training import planned as planned_job
 
 BOOK = book(200_000)
 CONTENT, FIRST, LAST = planted(BOOK, poison("one line", 20_000), 0.4)
@@ -133,6 +135,15 @@ def test_what_cannot_be_done_is_said_with_what_to_type(here: Layout) -> None:
     assert "--picture FILE.png" in refused(data(here, "inspect", "book.md", "--picture", "a.jpg"), UsageError)
     Path("binary").write_bytes(b"\x00\xff" * 100)
     assert "is no text" in refused(data(here, "inspect", "binary"), Refused)
+
+
+def test_the_loss_is_by_the_encoding_that_the_checkpoint_was_trained_on(here: Layout) -> None:
+    learned = attempted(here, planned_job(here, "first")).last.name
+    words = ["--root", str(here.root), "data", "inspect", "book.md", "--loss", learned]
+    found = json.loads(CliRunner().invoke(gptjobs, [*words, "--json"]).stdout)
+    assert found["encoding"] == "bytes" and len(found["scores"]["loss"]) == len(found["scores"]["tokens"])
+    other = CliRunner().invoke(gptjobs, [*words, "--encoding", "r50k_base"])
+    assert "was trained on bytes" in refused(other, UsageError)
 
 
 def anomaly(first: int, last: int) -> Anomaly:
