@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from gptjobs.config import VOCABULARY
 from gptjobs.data import clean as cleaning
 from gptjobs.data import inspect as inspecting
 from gptjobs.data.clean import Cut
+from gptjobs.data.encoding import NAME as R50K
 from gptjobs.data.inspect import KINDS, PASSES, WINDOW, Anomaly, Inspection
 from gptjobs.data.locate import shortened
 from gptjobs.errors import GptjobsError, UsageError
@@ -37,7 +39,7 @@ _window = click.option(
 
 @click.command(epilog="Example: gptjobs data inspect sources/book.md --picture odd.png")
 @_file
-@click.option("--encoding", type=click.Choice(list(VOCABULARY)), help="[default: that of --loss, else r50k_base]")
+@click.option("--encoding", type=click.Choice(list(VOCABULARY)), help=f"[default: that of --loss, else {R50K}]")
 @_window
 @click.option(
     "--loss", metavar="REF", shell_complete=complete_checkpoint,
@@ -64,7 +66,7 @@ def inspect(
         if encoding not in (None, trained_on):
             raise UsageError(f"{loss} was trained on {trained_on}", hint=f"--encoding {trained_on}, or leave it out")
         encoding = trained_on
-    text = prepared(place, file, encoding or "r50k_base")
+    text = prepared(place, file, encoding or R50K)
     found = _inspected(place, text, window, checkpoint.name if checkpoint else None)
     if picture is not None:
         _draw(picture, text.source.name, found)
@@ -75,7 +77,8 @@ def inspect(
     if picture is not None:
         output.result(str(picture))
     if found.anomalies:
-        _say_next(file, found)
+        words = [] if text.manifest.encoding == R50K else [f"--encoding {text.manifest.encoding}"]
+        _say_next(quote(str(file)), _clean_name(file), found, words, [f"--window {window}"] if window else [])
 
 
 def _inspected(place: Place, text: Prepared, window: int | None, loss_of: str | None) -> Inspection:
@@ -134,23 +137,24 @@ def _span(first: int, last: int) -> str:
     return f"{first:,} to {last:,}"
 
 
-def _say_next(file: Path, found: Inspection) -> None:
+def _say_next(file: str, out: str, found: Inspection, encoding: list[str], window: list[str]) -> None:
     skipped = ",".join(f"{each.first}:{each.last}" for each in found.anomalies[:_SHOWN])
-    output.say(f"next: gptjobs data clean {file} --out {_clean_name(file)} --dry-run")
-    output.say(f"      gptjobs submit train --data {file} --skip-tokens {skipped}")
+    output.say(f"next: {' '.join(['gptjobs data clean', file, *encoding, *window, '--out', out, '--dry-run'])}")
+    output.say(f"      {' '.join(['gptjobs submit train --data', file, *encoding, '--skip-tokens', skipped])}")
 
 
 def _clean_name(file: Path) -> str:
-    return f"{file.stem}.clean{file.suffix}"
+    return quote(f"{file.stem}.clean{file.suffix}")
 
 
 @click.command(epilog="Example: gptjobs data clean sources/book.md --out sources/book.clean.md --dry-run")
 @_file
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The copy to write.")
-@click.option("--encoding", type=click.Choice(list(VOCABULARY)), default="r50k_base", help="[default: r50k_base]")
+@click.option("--encoding", type=click.Choice(list(VOCABULARY)), default=R50K, help=f"[default: {R50K}]")
 @_window
 @click.option(
-    "--drop", "kinds", type=click.Choice(list(KINDS)), multiple=True, default=cleaning.DROPPED,
+    "--drop", "kinds", type=click.Choice([kind for kind in KINDS if kind != "loss"]), multiple=True,
+    default=cleaning.DROPPED,
     help=f"What goes; may be given again.  [default: {', '.join(cleaning.DROPPED)}]",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would go, and write nothing.")
@@ -183,9 +187,8 @@ def clean(
     left = {kind for each in found.anomalies if set(kinds).isdisjoint(each.kinds) for kind in each.kinds}
     if left:
         output.say(f"left in: {', '.join(kind for kind in KINDS if kind in left)}; --drop KIND takes them out")
-    if out is not None:
-        again = f"gptjobs data clean {file} --out {out}"
-        output.say(f"next: {again}" if dry_run else f"next: gptjobs submit train --data {out}")
+    if out is not None and not dry_run:
+        output.say(f"next: gptjobs submit train --data {quote(str(out))}")
 
 
 def _print_json(

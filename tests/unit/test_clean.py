@@ -53,7 +53,7 @@ def test_inspect_shows_where_what_is_odd_stands_why_and_its_text(here: Layout) -
     assert "no play makes Jack a dull boy" in done.stdout
     assert "compresses to " in done.stdout and "script changes from Latin to Cyrillic" in done.stdout
     assert "2 odd ranges in " in done.stderr
-    assert "gptjobs data clean book.md --out book.clean.md --dry-run" in done.stderr
+    assert "gptjobs data clean book.md --encoding bytes --out book.clean.md --dry-run" in done.stderr
     assert "--skip-tokens " in done.stderr
     assert files() == {"book.md"}
 
