@@ -1,5 +1,5 @@
 """Pictures of jobs: losses and the learning rate over tokens, the axis on which jobs of different batch and block
-sizes compare."""
+sizes compare. And of a source: what is odd in it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from gptjobs import durable
+from gptjobs.data.inspect import MEASURES, Inspection
 
 Metrics = Sequence[Mapping[str, Any]]
 
 
 @contextmanager
-def _figure(path: Path) -> Iterator[Any]:
+def _figure(path: Path, height: float = 4.5) -> Iterator[Any]:
     """One that is written as a PNG once it is drawn. Raises ModuleNotFoundError without matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     yield figure
     beside = durable.temporary(path)
@@ -109,6 +110,41 @@ def draw_parallel(path: Path, title: str, trials: Sequence[tuple[Mapping[str, An
             axes.spines[side].set_visible(False)
 
 
+def draw_inspection(path: Path, title: str, inspection: Inspection) -> None:
+    """Write a PNG of a source's scores: a panel for each measure, over the tokens; anomalies shaded. Raises
+    ModuleNotFoundError without matplotlib."""
+    from matplotlib.ticker import EngFormatter
+
+    step = inspection.window * inspection.every
+    with _figure(path, 1.0 + 1.1 * len(inspection.scores)) as figure:
+        panels = figure.subplots(len(inspection.scores), sharex=True)
+        for axes, (name, scores) in zip(panels, inspection.scores.items(), strict=True):
+            places = [min((place + 0.5) * step, inspection.token_count) for place in range(len(scores))]
+            axes.plot(places, scores, color="C0", linewidth=0.8)
+            for anomaly in inspection.anomalies:
+                first, last = _wide_enough(anomaly.first, anomaly.last, inspection.token_count)
+                axes.axvspan(first, last, color="C3", alpha=0.25, linewidth=0)
+            axes.set_title(MEASURES[name], loc="left", fontsize="small", pad=3)
+            axes.set(xlim=(0, inspection.token_count))
+            if name == "line":
+                axes.set_yscale("log")
+            elif name not in ("tokens", "byte_pairs", "loss"):
+                axes.set(ylim=(0, max(0.05, 1.1 * max(scores))))
+            axes.tick_params(labelsize="small")
+            axes.grid(alpha=0.3)
+        figure.suptitle(title, fontsize="medium")
+        panels[-1].set(xlabel=f"tokens; a point for each {step:,}, shaded: odd ranges")
+        panels[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _wide_enough(first: int, last: int, token_count: int) -> tuple[float, float]:
+    """A range that is narrower than can be seen, wider."""
+    more = max(0.0, _SEEN * token_count - (last - first)) / 2
+    return first - more, last + more
+
+
+_SEEN = 0.003
+"""of an axis: what is seen as a stripe"""
 _NAMED = 10
 """trials in a legend, at most"""
 _TICKS = 12

@@ -10,21 +10,26 @@ import click
 from gptjobs import planning, ranges
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_job
+from gptjobs.cli.inspect import clean, inspect
 from gptjobs.cli.place import Place, json_option, pass_place
+from gptjobs.cli.source import prepared
 from gptjobs.cli.tensors import output_of
 from gptjobs.config import VOCABULARY
 from gptjobs.course import Course, course_of
 from gptjobs.data import encoding as encodings
-from gptjobs.data import tokens as token_files
 from gptjobs.data.locate import Span, Text, shortened
 from gptjobs.errors import NotFound, UsageError
-from gptjobs.layout import Layout, dataset_name
+from gptjobs.layout import Layout
 from gptjobs.reference import jobs_on_record, pick
 
 
 @click.group("data")
 def group() -> None:
     """Text, and the tokens it becomes."""
+
+
+for each in (inspect, clean):
+    group.add_command(each)
 
 
 @group.command(epilog="Example: gptjobs data prepare sources/book.md --encoding r50k_base")
@@ -34,23 +39,13 @@ def group() -> None:
 @pass_place
 def prepare(place: Place, files: tuple[Path, ...], encoding: str, as_json: bool) -> None:
     """Encode text files now, so that no job has to."""
-    place.check_root()
-    place.layout.make()
     made = []
     for file in files:
-        source = file if file.is_file() else place.layout.root / file
-        if not source.is_file():
-            raise NotFound(f"there is no file {file}", hint="it is looked for here and in the storage root")
-        size = source.stat().st_size
-        with output.bytes_bar(size, f"reading {source.name}") as advance:
-            digest = token_files.digest_of(source, advance)
-        with output.bytes_bar(size, f"encoding {source.name}") as advance:
-            manifest = token_files.prepare(place.layout, source, digest, encoding, advance)
-        path = place.layout.token_file(dataset_name(source.name), digest, encoding)
-        name = path.relative_to(place.layout.root).as_posix()
-        made.append({"source": str(file), "sha256": digest, "tokens": manifest.token_count, "file": name})
+        done = prepared(place, file, encoding)
+        name, count = done.token_file.relative_to(place.layout.root).as_posix(), done.manifest.token_count
+        made.append({"source": str(file), "sha256": done.digest, "tokens": count, "file": name})
         if not as_json:
-            output.result(f"{name}  {manifest.token_count:,} tokens")
+            output.result(f"{name}  {count:,} tokens")
     if as_json:
         output.as_json({"prepared": made})
 

@@ -35,7 +35,7 @@ def export(place: Place, reference: str, out: Path, form: str, as_json: bool) ->
     OUT is the folder, or the file of nanoGPT's; it must not be there. nanoGPT's has Adam's moments, so that training
     goes on there.
     """
-    found = _committed(place, reference)
+    found = committed(place, reference)
     if out.exists():
         raise Refused(f"{out} is there already", hint="another name, or move it away")
     _run("worker.export", str(place.layout.root), found.name, form, str(out.absolute()))
@@ -67,13 +67,14 @@ def sample(
     """Let a checkpoint write text, as it comes."""
     if not prompt:
         raise click.BadParameter("a model goes on from something: at least a character", param_hint="--prompt")
-    found = _committed(place, reference)
+    found = committed(place, reference)
     words = [f"--prompt={prompt}", f"--tokens={tokens}", f"--temperature={temperature}", f"--top-k={top_k}"]
     words += [f"--top-p={top_p}", f"--seed={seed}", *([f"--device={device}"] if device else [])]
     _run("worker.sample", str(place.layout.root), found.name, *words)
 
 
-def _committed(place: Place, reference: str) -> Checkpoint:
+def committed(place: Place, reference: str) -> Checkpoint:
+    """Raises Refused for one of another program, that is no part of the root yet."""
     found = find_checkpoint(place.layout, reference, Path.cwd())
     if found.lies_at is not None:
         raise Refused(f"{found.name} has no manifest yet", hint=f"gptjobs checkpoints import {found.lies_at}")
