@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,12 @@ class Detector:
             return Spike(since=since, step=step, level=self._lowest, now=now)
         before = losses[:LEVEL_STEPS]
         level = statistics.median(before)
-        margin = max(NOISES * _noise(before), FALL * level)
+        margin = max(NOISES * noise(before), FALL * level)
         if now < level - margin:
             return Spike(since=self._since(lambda loss: loss < level - margin / 2), step=step, level=level, now=now)
         level = statistics.median(losses[-LEVEL_STEPS:])
         if level < self._lowest:
-            self._lowest, self._noise = level, _noise(losses)
+            self._lowest, self._noise = level, noise(losses)
         return None
 
     def band(self) -> Band | None:
@@ -133,7 +133,7 @@ class Detector:
             return None
         losses = [each for _, each in self._losses]
         level = statistics.median(losses[-LEVEL_STEPS:])
-        margin = max(OUTLIER_NOISES * _noise(losses), OUTLIER * level)
+        margin = max(OUTLIER_NOISES * noise(losses), OUTLIER * level)
         norm = OUTLIER_NORM * statistics.median(self._norms) if self._norms else math.inf
         return Band(low=level - margin, high=level + margin, norm=norm or math.inf)
 
@@ -152,7 +152,7 @@ class Detector:
         return since
 
 
-def _noise(losses: list[float]) -> float:
+def noise(losses: Sequence[float]) -> float:
     """The standard deviation, if they are normal, which single outliers do not move."""
     middle = statistics.median(losses)
     return _OF_NORMAL * statistics.median(abs(each - middle) for each in losses)

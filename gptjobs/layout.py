@@ -147,6 +147,13 @@ class Layout:
         canonical = "r50k_base" if encoding == "gpt2" else encoding
         return self.tokens(dataset, digest) / f"{canonical}.bin"
 
+    def inspection_file(self, token_file: Path) -> Path:
+        """What was found odd in the text of these tokens."""
+        return token_file.with_suffix(".inspection.json")
+
+    def analysis_file(self, job: str) -> Path:
+        return self.outputs / job / "loss_plateau_analysis.md"
+
     def job_checkpoints(self, job: str) -> Path:
         return self.checkpoints / job
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjobs import durable
+from gptjobs.case import Case
 from gptjobs.data.inspect import MEASURES, Inspection
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -108,6 +109,47 @@ def draw_parallel(path: Path, title: str, trials: Sequence[tuple[Mapping[str, An
             axes.axvline(place, color="0.6", linewidth=0.8)
         for side in ("left", "right", "top", "bottom"):
             axes.spines[side].set_visible(False)
+
+
+def draw_case(path: Path, case: Case) -> None:
+    """Write a PNG of what a diagnosis is made from: losses, learning rate, gradient norm and speed over steps; spikes
+    shaded, with the losses of their flight records. Raises ModuleNotFoundError without matplotlib."""
+    panels = [("learning_rate", "learning rate"), ("grad_norm", "gradient norm"), ("tokens_per_s", "tokens/s")]
+    panels = [each for each in panels if any(getattr(point, each[0]) is not None for point in case.points)]
+    with _figure(path, 3.2 + 1.3 * len(panels)) as figure:
+        rows = figure.subplots(1 + len(panels), sharex=True, squeeze=False, height_ratios=[2.5, *([1] * len(panels))])
+        losses, others = rows[0, 0], rows[1:, 0]
+        losses.plot(*_over_steps(case, "train_loss"), color="C0", linewidth=1, label="train")
+        if any(point.val_loss is not None for point in case.points):
+            losses.plot(*_over_steps(case, "val_loss"), "o-", color="C1", markersize=3, linewidth=1, label="validation")
+        for rise in case.rises:
+            steps = [(each["step"], each["loss"]) for each in rise.steps if each["loss"] is not None]
+            if steps:
+                label = "flight record" if rise is case.rises[0] else None
+                losses.plot(*zip(*steps, strict=True), color="C3", linewidth=0.7, alpha=0.8, label=label)
+        if case.text is not None:
+            losses.axhline(case.text.unigram, color="0.4", linestyle=":", linewidth=1)
+            losses.annotate(
+                "entropy of the tokens' frequencies", (1, case.text.unigram), fontsize="x-small", ha="right",
+                va="bottom", xycoords=("axes fraction", "data"), color="0.4",
+            )  # fmt: skip
+        losses.set(ylabel="loss (nats a token)", title=case.name)
+        losses.legend(fontsize="small")
+        for axes, (name, label) in zip(others, panels, strict=True):
+            axes.plot(*_over_steps(case, name), color="C2", linewidth=1)
+            axes.set(ylabel=label)
+        for axes in rows[:, 0]:
+            for rise in case.rises:
+                axes.axvspan(rise.since, max(rise.step, rise.since + 1), color="C3", alpha=0.2, linewidth=0)
+            axes.grid(alpha=0.3)
+        rows[-1, 0].set(xlabel="step")
+        figure.align_ylabels()
+
+
+def _over_steps(case: Case, name: str) -> tuple[list[int], list[float]]:
+    """Steps, and the values over them, of the points that have one."""
+    points = [each for each in case.points if getattr(each, name) is not None]
+    return [each.step for each in points], [getattr(each, name) for each in points]
 
 
 def draw_inspection(path: Path, title: str, inspection: Inspection) -> None:

@@ -72,6 +72,7 @@ def _inspect(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "window": source.window,
         "token_count": source.token_count,
+        "unigram": measures.entropy(whole.tokens),
         "every": every,
         "scores": {name: _thinned(values, levels[name], every) for name, values in scores.items()},
         "anomalies": [asdict(each) for each in found],

@@ -50,6 +50,12 @@ class Counts:
         self.different = int(np.count_nonzero(each))
 
 
+def entropy(symbols: Counts) -> float:
+    """Of their frequencies, in nats a symbol (Shannon 1948): the loss of a model that knows these and no order."""
+    parts = symbols.each[symbols.each > 0] / max(1, symbols.total)
+    return float(-(parts * np.log(parts)).sum())
+
+
 def compression(text: bytes) -> float:
     """Bytes after DEFLATE over bytes before: low for what repeats itself, near 1 for noise. By it Whisper sees that it
     repeats itself (Radford et al. 2022, 4.5)."""

@@ -39,6 +39,7 @@ COMMANDS = {
     "priority": "control.priority",
     "repair": "control.repair",
     "sweep": "sweep.group",
+    "diagnose": "diagnose.diagnose",
     "compare": "compare.compare",
     "plot": "plot.plot",
     "checkpoints": "checkpoints.group",

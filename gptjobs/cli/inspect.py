@@ -129,6 +129,9 @@ def _print(text: Prepared, found: Inspection, limit: int) -> None:
     kinds = f"{found.token_count:,} tokens in windows of {found.window:,}"
     count = len(found.anomalies)
     output.say(f"{count or 'no'} odd range{'s' if count != 1 else ''} in {kinds}")
+    output.say(
+        f"entropy of the tokens' frequencies: {found.unigram:.3f} nats; a higher loss knows nothing of their order"
+    )
     if count > limit:
         output.say(f"{limit} of {count} are shown; -n shows more")
 

@@ -83,7 +83,7 @@ def committed(place: Place, reference: str) -> Checkpoint:
 
 def _run(module: str, *words: str) -> None:
     """The child talks for itself; its exit code is the command's."""
-    code = subprocess.run(_command(module, *words), check=False).returncode
+    code = subprocess.run(child_of(module, *words), check=False).returncode
     if code:
         raise click.exceptions.Exit(code)
 
@@ -91,7 +91,7 @@ def _run(module: str, *words: str) -> None:
 def evaluated_at(layout: Layout, found: Checkpoint, context: int, tokens: int) -> list[float]:
     """The losses of a checkpoint on the held-out windows of `context` tokens among the first `tokens`; raises Refused
     with what stands against it."""
-    command = _command("worker.evaluate", str(layout.root), found.name, str(context), str(tokens))
+    command = child_of("worker.evaluate", str(layout.root), found.name, str(context), str(tokens))
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].removeprefix("error: ")
@@ -102,10 +102,10 @@ def evaluated_at(layout: Layout, found: Checkpoint, context: int, tokens: int) -
 
 def output_of(module: str, *words: str) -> str:
     """What such a child prints; it has nothing to say against what it is given here."""
-    return subprocess.run(_command(module, *words), check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(child_of(module, *words), check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def _command(module: str, *words: str) -> list[str]:
+def child_of(module: str, *words: str) -> list[str]:
     if importlib.util.find_spec("torch") is None:
         raise NotFound("this needs torch, which is not installed here", hint="pip install 'gptjobs[worker]'")
     return [sys.executable, "-m", module, *words]

@@ -7,15 +7,18 @@ import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gptjobs import durable
 from gptjobs.config import known
 from gptjobs.data.tokens import Advance
 from gptjobs.errors import GptjobsError, NotFound, Refused
 from gptjobs.layout import Layout
 
+SCHEMA = 1
 WINDOW = 1024
 """tokens"""
 PASSES = 2
@@ -67,10 +70,12 @@ class Anomaly:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """`scores` has a list for each of MEASURES, with a number for every `every` windows: their oddest one's."""
+    """`unigram` is the entropy of the tokens' frequencies in nats. `scores` has a list for each of MEASURES, with a
+    number for every `every` windows: their oddest one's."""
 
     window: int
     token_count: int
+    unigram: float
     every: int
     scores: dict[str, list[float]]
     anomalies: tuple[Anomaly, ...]
@@ -110,6 +115,18 @@ def inspect(
             child.kill()
             raise
     return _read(answer, child.returncode)
+
+
+def inspected(
+    layout: Layout, source: Path, token_file: Path, encoding: str, advance: Advance = lambda count: None
+) -> Inspection:
+    """The inspection of a source, which is made once and then stands beside its tokens."""
+    path = layout.inspection_file(token_file)
+    with suppress(FileNotFoundError, ValueError):
+        return _read(json.loads(path.read_bytes()), 0)
+    found = inspect(layout, source, token_file, encoding, advance=advance)
+    durable.write(path, durable.to_json({"schema": SCHEMA, "inspection": asdict(found)}))
+    return found
 
 
 def _read(answer: dict[str, Any], code: int) -> Inspection:

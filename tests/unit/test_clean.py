@@ -158,7 +158,7 @@ def cut(content: bytes, *ranges: tuple[int, int]) -> list[Cut]:
     source = Path("odd.md")
     source.write_bytes(content)
     anomalies = tuple(anomaly(first, last) for first, last in ranges)
-    found = Inspection(window=8, token_count=len(content), every=1, scores={}, anomalies=anomalies)
+    found = Inspection(window=8, token_count=len(content), unigram=0.0, every=1, scores={}, anomalies=anomalies)
     return cleaning.cuts(source, found, ["noise"])
 
 

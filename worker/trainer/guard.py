@@ -2,13 +2,16 @@
 then. It notes outliers, and says what becomes of a job in which it sees a spike."""
 
 import math
+import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
+from typing import NamedTuple
 
 from gptjobs import checkpoint
 from gptjobs.checkpoint import Attempt
 from gptjobs.config import SKIP, WARN, Plan
-from gptjobs.diagnosis import Detector, Spike
+from gptjobs.diagnosis import RECENT_STEPS, Detector, Spike
 from gptjobs.job import Cause
 from gptjobs.layout import Layout
 from gptjobs.progress import FALL, NOT_FINITE, OUTLIER, SPIKE, Alert, Finished, Line, StageBegan
@@ -20,6 +23,15 @@ from worker.trainer.state import TrainingState
 
 MOST_STARTS = 64
 """windows that are named in an alert"""
+LOOKS_AHEAD = 1000
+"""batches, in search of the end of text that repeats itself"""
+
+
+class Looked(NamedTuple):
+    """The mean loss of a batch, and the windows seen after it."""
+
+    loss: float
+    end: int
 
 
 class Guard:
@@ -28,10 +40,11 @@ class Guard:
 
     def __init__(
         self, layout: Layout, plan: Plan, attempt: Attempt, at: TrainingState, data: Batches, recorder: Recorder,
-        report: Callable[[Line], None],
+        look: Callable[[int], Looked], report: Callable[[Line], None],
     ) -> None:  # fmt: skip
+        """`look` computes the loss of the batch after so many windows, by the weights as they are."""
         self._layout, self._plan, self._at, self._data = layout, plan, at, data
-        self._recorder, self._report = recorder, report
+        self._recorder, self._look_at, self._report = recorder, look, report
         self._unseen: list[Step] = []
         self._leaves_out = plan.settled.train.on_outlier == SKIP or bool(attempt.skips)
         self._set_band()
@@ -93,7 +106,7 @@ class Guard:
         spike = spike or self._not_finite_evaluation()
         self._tell_outliers([each for each in odd if spike is None or each.step < spike.since])
         if spike is not None:
-            self._tell(spike)
+            spike = self._tell(spike)
             self._at.detector = Detector()
         return spike
 
@@ -124,14 +137,54 @@ class Guard:
             if not is_finite:
                 self._recorder.dump(alert.reason)
 
-    def _tell(self, spike: Spike) -> None:
-        # from the update before: it may be what broke the weights
-        since = [each for each in self._recorder.steps if spike.since - 1 <= each.step <= spike.step]
-        windows = [since[0].seen, self._at.windows]
+    def _tell(self, spike: Spike) -> Spike:
+        """Returns it as it was told."""
+        if spike.is_fall:
+            spike, windows = self._whole_fall(spike)
+        elif fall := self._fall_before(spike):
+            spike, windows = fall
+        else:
+            # from the update before: it may be what broke the weights
+            since = [each for each in self._recorder.steps if spike.since - 1 <= each.step <= spike.step]
+            windows = [since[0].seen, self._at.windows]
         name = FALL if spike.is_fall else SPIKE
         self._report(Alert(name=name, step=spike.step, since=spike.since, reason=str(spike), windows=windows))
         log(f"{name}: {spike}")
         self._recorder.dump(str(spike))
+        return spike
+
+    def _whole_fall(self, spike: Spike) -> tuple[Spike, list[int]]:
+        """Since when, and on which windows: those whose loss is low by the weights that have learned them by heart. The
+        losses of the steps that learned them do not tell where that began."""
+        low = (spike.level + spike.now) / 2
+        since, first = spike.step, self._at.windows
+        for step in reversed(self._recorder.steps):
+            if step.step < spike.since and self._look_at(step.seen).loss > low:
+                break
+            since, first = step.step, step.seen
+        end = self._at.windows
+        for _ in range(LOOKS_AHEAD):
+            looked = self._look_at(end)
+            if looked.loss > low:
+                break
+            end = looked.end
+        return replace(spike, since=since), [first, end]
+
+    def _fall_before(self, spike: Spike) -> tuple[Spike, list[int]] | None:
+        """Where the loss only came back from a stretch that is low by these weights still: that was odd, and fell too
+        slowly to be seen as it came."""
+        low = (spike.level + spike.now) / 2
+        before = [each for each in self._recorder.steps if each.step < spike.since and each.is_finite]
+        stretch: list[Step] = []
+        while before and math.isfinite(low) and self._look_at(before[-1].seen).loss < low:
+            stretch.append(before.pop())
+        if len(stretch) < RECENT_STEPS or len(before) < RECENT_STEPS:
+            return None
+        level = statistics.median(each.loss for each in before[-RECENT_STEPS:])
+        first, last = stretch[-1], stretch[0]
+        if level < low:
+            return None
+        return Spike(since=first.step, step=spike.step, level=level, now=spike.level), [first.seen, last.end]
 
     def _hint(self, which: str) -> str:
         """Of a job that is not finite the best checkpoint, as the newest may have been written just before."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from worker.child import Stop, log
 from worker.trainer import arithmetic, state
 from worker.trainer.batches import Batch, Batches
 from worker.trainer.device import Device
-from worker.trainer.guard import Guard
+from worker.trainer.guard import Guard, Looked
 from worker.trainer.memory import Fitting
 from worker.trainer.model import flops_per_token
 from worker.trainer.ranks import ALONE, Ranks
@@ -74,11 +75,15 @@ def _train(
 
     def gradients(device: Device) -> Gradients:
         batch = data.read(ahead.starts[ranks.part(config.batch_size)])
-        return fitting.compute(lambda windows: _gradients(at, batch, config, device, ranks, windows))
+        return fitting.compute(lambda windows: compute_gradients(at, batch, config, device, ranks, windows))
 
     device = arithmetic.settle(layout, plan, start, at, device, lambda device: gradients(device).loss, report, ranks)
     recorder = Recorder(layout, plan, attempt.token, at.optimizer.names, writes=ranks.is_first)
-    meter, guard = Meter(plan, at, device, report, ranks), Guard(layout, plan, attempt, at, data, recorder, report)
+
+    meter = Meter(plan, at, device, report, ranks)
+    guard = Guard(
+        layout, plan, attempt, at, data, recorder, partial(_look, at, data, config, device, ranks, fitting), report
+    )
 
     def save() -> None:
         with meter.pause("saving"):
@@ -148,7 +153,7 @@ def _stops_early(at: TrainingState, config: TrainConfig, is_asked: bool) -> tupl
     return ("stopped", None) if is_asked else None
 
 
-def _gradients(
+def compute_gradients(
     at: TrainingState, batch: Batch, config: TrainConfig, device: Device, ranks: Ranks, windows: int
 ) -> Gradients:
     """Compute this rank's part in the gradients of one update, added up over micro-batches of so many windows."""
@@ -195,6 +200,33 @@ def _evaluate(
     if not config.shard:
         ranks.add_up([losses])
     return losses.cpu().double()
+
+
+def _look(
+    at: TrainingState, data: Batches, config: TrainConfig, device: Device, ranks: Ranks, fitting: Fitting, seen: int
+) -> Looked:
+    """The loss of the batch after so many windows."""
+    following = data.following(seen, config.batch_size)
+    batch = data.read(following.starts[ranks.part(config.batch_size)])
+    return Looked(loss_of_batch(at, batch, config, device, ranks, fitting), following.end)
+
+
+def loss_of_batch(
+    at: TrainingState, batch: Batch, config: TrainConfig, device: Device, ranks: Ranks, fitting: Fitting
+) -> float:
+    """The mean loss of a batch, of which this rank has a part; nothing is trained."""
+
+    def compute(windows: int) -> Tensor:
+        total = torch.zeros((), device=device.place)
+        for first in range(0, len(batch[0]), windows):
+            tokens, targets = (device.put(each[first : first + windows]) for each in batch)
+            with device.autocast():
+                total += at.model.losses(tokens, targets).mean(1).sum() / config.batch_size
+        return total
+
+    loss = fitting.compute(compute)
+    ranks.add_up([loss])
+    return loss.item()
 
 
 def _note_evaluation(at: TrainingState, settled: Settled, losses: Tensor | None, report: Report) -> None:

@@ -1,0 +1,245 @@
+"""`gptjobs diagnose`: why a loss stands still or rises, and what to type to find out."""
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptjobs import analysis, case, planning, ranges, replayed
+from gptjobs.case import Case, Odd, Rise, TextFacts
+from gptjobs.causes import possible_causes
+from gptjobs.causes.cause import PossibleCause
+from gptjobs.cli import output
+from gptjobs.cli.complete import complete_job
+from gptjobs.cli.place import Place, json_option, pass_place
+from gptjobs.cli.source import prepared
+from gptjobs.cli.tensors import child_of, output_of
+from gptjobs.config import VOCABULARY
+from gptjobs.data import inspect as inspecting
+from gptjobs.data import tokens
+from gptjobs.data.encoding import NAME as R50K
+from gptjobs.data.inspect import PASSES, Inspection
+from gptjobs.data.locate import shortened
+from gptjobs.errors import GptjobsError, NotFound, Refused, UsageError
+from gptjobs.job import DEVICES, plain
+from gptjobs.layout import Layout
+from gptjobs.reference import jobs_on_record, pick
+
+_MOST_STEPS = 1000
+"""that are run again"""
+_STARTS = 4096
+"""windows of a rise that are looked up"""
+_WIDTH = 70
+"""characters of text that are shown"""
+_SHOWN = 3
+"""causes in a terminal; the report has all"""
+
+
+@click.command(
+    epilog="Example: gptjobs diagnose @; gptjobs diagnose old.log --data book.md --batch-size 8 --block-size 256"
+)
+@click.argument("what", metavar="JOB|FILE", shell_complete=complete_job)
+@click.option(
+    "--replay", metavar="FROM:TO", help="Run these steps of the job again, and say where the spike is. Needs torch."
+)
+@click.option("--device", type=click.Choice(DEVICES), help="Where to.  [default: the best here]")
+@click.option("--data", type=click.Path(path_type=Path), help="Of a log: the text that it was trained on.")
+@click.option("--encoding", type=click.Choice(list(VOCABULARY)), default=R50K, help=f"Of --data.  [default: {R50K}]")
+@click.option("--batch-size", metavar="INT", type=click.IntRange(1), help="Of a log: windows in an update.")
+@click.option("--block-size", metavar="INT", type=click.IntRange(1), help="Of a log: tokens in a window.")
+@click.option("--all", "shows_all", is_flag=True, help=f"Show all causes.  [default: the first {_SHOWN}]")
+@json_option
+@pass_place
+def diagnose(
+    place: Place, what: str, replay: str | None, device: str | None, data: Path | None, encoding: str,
+    batch_size: int | None, block_size: int | None, shows_all: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Why a loss stands still or rises: possible causes, the likeliest first, each with its evidence, what would speak
+    against it, and the command that tests it.
+
+    Of a job, a metrics.jsonl, or a log with lines such as `Step 2000: train loss 6.51, val loss 6.65`. Writes
+    loss_plateau_analysis.md with pictures, to outputs/JOB/ or here. docs/diagnosis.md has the rules.
+    """
+    file = Path(what)
+    if file.is_file():
+        if replay:
+            raise UsageError("steps of a file cannot be run again", hint="gptjobs diagnose JOB --replay FROM:TO")
+        found, inspection = _of_file(place, file, data, encoding, batch_size, block_size)
+        report = Path("loss_plateau_analysis.md")
+    else:
+        job, name = _picked(place.layout, what)
+        if replay:
+            _replay(place.layout, job, name, replay, device, as_json)
+            return
+        found, inspection = _of_job(place.layout, job, name)
+        report = place.layout.analysis_file(job)
+    causes = possible_causes(found)
+    try:
+        written = analysis.write(report, found, causes, inspection)
+    except OSError as error:
+        raise GptjobsError(f"{report} cannot be written: {error.strerror}", hint="from a folder of yours") from error
+    if as_json:
+        output.as_json(
+            {"of": what, "causes": [asdict(each) for each in causes], "files": [str(each) for each in written]}
+        )
+        return
+    _print(found, causes, shows_all)
+    output.result(str(report))
+
+
+def _picked(layout: Layout, reference: str) -> tuple[str, str]:
+    """The job and what it is called."""
+    known = jobs_on_record(layout)
+    try:
+        id = pick(reference, known)
+    except NotFound as error:
+        raise NotFound(f"{error.message}, nor a file", hint=error.hint) from error
+    names = {each.id: each.name or each.id for each in known}
+    return id, names[id]
+
+
+def _of_file(
+    place: Place, file: Path, data: Path | None, encoding: str, batch_size: int | None, block_size: int | None
+) -> tuple[Case, Inspection | None]:
+    found = case.of_file(file, batch_size=batch_size, block_size=block_size)
+    if data is None:
+        output.say("--data FILE, the text that it was trained on, would tell more")
+        return found, None
+    text = prepared(place, data, encoding)
+    return _with_text(place.layout, found, text.source, text.token_file, encoding)
+
+
+def _of_job(layout: Layout, job: str, name: str) -> tuple[Case, Inspection | None]:
+    found = case.of_job(layout, job, name)
+    assert found.plan is not None
+    train, token_file = found.plan.settled.train, planning.token_file_of(layout, found.plan)
+    found = replace(found, rises=tuple(_with_starts(layout, job, each) for each in found.rises))
+    source = layout.path(train.data)
+    if not source.is_file() or tokens.read_manifest(token_file) is None:
+        output.say(f"the text {train.data} is not there any more, so nothing is said about it")
+        return found, None
+    return _with_text(layout, found, source, token_file, train.encoding)
+
+
+def _with_starts(layout: Layout, job: str, rise: Rise) -> Rise:
+    """A rise with the tokens that its windows begin at."""
+    if rise.windows is None:
+        return rise
+    first, last = rise.windows[0], min(rise.windows[1], rise.windows[0] + _STARTS)
+    (starts,) = json.loads(output_of("worker.locate", str(layout.root), job, "windows", str(first), str(last)))
+    return replace(rise, starts=tuple(starts))
+
+
+def _with_text(layout: Layout, found: Case, source: Path, token_file: Path, encoding: str) -> tuple[Case, Inspection]:
+    with output.bytes_bar(source.stat().st_size * PASSES, f"inspecting {source.name}") as advance:
+        inspection = inspecting.inspected(layout, source, token_file, encoding, advance)
+    odd = tuple(
+        Odd(
+            first=each.first, last=each.last, line=each.first_line, score=each.score, why="; ".join(each.reasons),
+            text=_beginning(source, each.first_byte, each.last_byte),
+        )
+        for each in inspection.anomalies
+    )  # fmt: skip
+    facts = TextFacts(tokens=inspection.token_count, unigram=inspection.unigram, odd=odd)
+    return replace(found, text=facts), inspection
+
+
+def _beginning(source: Path, first: int, last: int) -> str:
+    with source.open("rb") as file:
+        file.seek(first)
+        return plain(shortened(file.read(min(last - first, 4 * _WIDTH)).decode(errors="replace"), _WIDTH))
+
+
+def _print(found: Case, causes: list[PossibleCause], shows_all: bool) -> None:
+    if not causes:
+        output.result("Nothing speaks for any of the causes that are known here.")
+    for place, each in enumerate(causes if shows_all else causes[:_SHOWN], start=1):
+        title = click.style(f"{place}. {each.title}", bold=True)
+        output.result(f"{title}  ({analysis.in_a_word(each.strength)})")
+        for evidence in each.evidence:
+            output.result(f"   {evidence}")
+        output.result(f"   against it would speak: {each.against}")
+        for test in each.tests:
+            output.result(f"   $ {test}")
+        output.result()
+    if len(causes) > _SHOWN and not shows_all:
+        output.say(f"{_SHOWN} of {len(causes)} causes; --all shows more")
+
+
+@dataclass
+class _Replay:
+    """What the child has said so far."""
+
+    start: str | None = None
+    step: int = 0
+    device: str = ""
+    text: dict[int, float] = field(default_factory=dict)
+    variants: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+def _replay(layout: Layout, job: str, name: str, words: str, device: str | None, as_json: bool) -> None:
+    first, last = ranges.between(words)
+    steps = range(first, last + 1)
+    flight = _flight_of(layout, job, steps)
+    recorded = {each["step"]: each["loss"] for each in flight.get("steps", []) if each["loss"] is not None}
+    asked = [str(layout.root), job, str(first), str(last)]
+    asked += [f"--token={flight['token']}"] if flight else []
+    asked += [f"--device={device}"] if device else []
+    ran = _ran(asked, last)
+    judgement = replayed.judge(recorded, ran.text, ran.variants, steps, ran.device)
+    if as_json:
+        output.as_json({"job": job, "from": ran.start, "recorded": recorded, **asdict(ran), **asdict(judgement)})
+        return
+    output.say(f"from {ran.start or 'the first weights'}, step {ran.step}, on {ran.device}")
+    columns = {"IN THE JOB": recorded, "TEXT": ran.text, **{each.upper(): it for each, it in ran.variants.items()}}
+    rows = [(str(step), *(output.number(it.get(step), ".4f") for it in columns.values())) for step in steps]
+    output.table(("STEP", *columns), rows, right=range(1 + len(columns)))
+    output.result()
+    output.result(judgement.words)
+    for evidence in judgement.evidence:
+        output.result(f"  {evidence}")
+
+
+def _flight_of(layout: Layout, job: str, steps: range) -> Mapping[str, Any]:
+    """The flight record that has these steps; nothing where none has."""
+    for path in sorted(layout.flight(job).glob("*.json")):
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        if found["steps"] and found["steps"][0]["step"] <= steps.start and steps[-1] <= found["steps"][-1]["step"]:
+            return found
+    return {}
+
+
+def _ran(asked: list[str], last: int) -> _Replay:
+    """Raises Refused with what stands against it."""
+    ran = _Replay()
+    for said in _lines_of("worker.replay", *asked):
+        if "refused" in said:
+            raise Refused(said["refused"], hint=said["hint"])
+        if "variants" in said:
+            ran.start, ran.step, ran.device = said["start"], said["step"], said["device"]
+            if last - ran.step > _MOST_STEPS:
+                raise Refused(
+                    f"the checkpoint before is {last - ran.step:,} steps away", hint="fewer steps, later ones"
+                )
+            ran.variants = {each: {} for each in said["variants"]}
+        elif "text" in said:
+            ran.text = {int(step): loss for step, loss in said["text"].items()}
+        elif "variant" in said:
+            ran.variants[said["variant"]][said["step"]] = said["loss"]
+    if not ran.text:
+        raise GptjobsError("the replay ended early", hint="what it said stands above")
+    return ran
+
+
+def _lines_of(module: str, *words: str) -> Iterator[dict[str, Any]]:
+    with subprocess.Popen(child_of(module, *words), stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                yield json.loads(line)
+        finally:
+            child.kill()
