@@ -45,21 +45,19 @@ def unigram(case: Case) -> Iterable[PossibleCause]:
     best = min(each for each in losses_of(case.points))
     if best < 0.97 * entropy:
         return
-    standing = stands_still(case)
-    strength = 0.95 if standing else 0.6
+    standing, still = stands_still(case), []
+    if standing:
+        still = [f"it stands still: {standing[0]:.3f} before the last third, {standing[1]:.3f} at the end"]
     rate = highest_rate(case)
     higher = f"--learning-rate {nice(3 * rate)} --warmup-steps 100" if rate else "--learning-rate 6e-4"
     yield PossibleCause(
         name="unigram",
         title="the model has learned how often each token comes, and nothing of their order",
-        strength=strength,
+        strength=0.95 if standing else 0.6,
         evidence=(
             f"the loss ends at {loss:.3f} nats, its lowest line is {best:.3f}; the entropy of the text's token "
             f"frequencies is {entropy:.3f}",
-            *(
-                [f"it stands still: {standing[0]:.3f} before the last third, {standing[1]:.3f} at the end"]
-                * bool(standing)
-            ),
+            *still,
             "so a lower learning rate is the wrong cure: there is nothing yet to settle into",
         ),
         against="a lower loss than the frequencies' entropy within the next million tokens at the same rate",
