@@ -5,6 +5,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 LEVEL_STEPS = 25
@@ -70,7 +71,7 @@ class Band:
 
 class Detector:
     """Tells a sustained spike, step by step. A spike is where the median of the newest steps is above the lowest level
-    there has been by NOISES noises and by RISE of that level, or below the level a few steps before by NOISES noises
+    there has been by NOISES jitters and by RISE of that level, or below the level a few steps before by NOISES noises
     and FALL of it. All are medians, which single outliers do not move. A step whose update was left out says nothing
     about the weights: it only counts as one of a row."""
 
@@ -124,7 +125,7 @@ class Detector:
             return Spike(since=self._since(lambda loss: loss < level - margin / 2), step=step, level=level, now=now)
         level = statistics.median(losses[-LEVEL_STEPS:])
         if level < self._lowest:
-            self._lowest, self._noise = level, noise(losses)
+            self._lowest, self._noise = level, jitter(losses)
         return None
 
     def band(self) -> Band | None:
@@ -150,6 +151,12 @@ class Detector:
             elif (others := others + 1) > 1:
                 break
         return since
+
+
+def jitter(losses: Sequence[float]) -> float:
+    """The same by the differences of neighbours, which a trend does not add to (von Neumann 1941)."""
+    differences = [abs(one - other) for one, other in pairwise(losses)]
+    return _OF_NORMAL * statistics.median(differences) / math.sqrt(2)
 
 
 def noise(losses: Sequence[float]) -> float:

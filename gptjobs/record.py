@@ -14,8 +14,11 @@ from gptjobs.config import Plan, halved
 from gptjobs.errors import Refused
 from gptjobs.job import SCHEMA, WAYS, Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
-from gptjobs.progress import FALL, SLOWDOWN, SPIKE
+from gptjobs.progress import FALL, NOT_FINITE, OUTLIER, SLOWDOWN, SPIKE
 from gptjobs.slowdown import SLOW_PART
+
+OUTLIER_STANDS_STEPS = 100
+"""that the alert of an outlier is still shown"""
 
 
 def write_spec(layout: Layout, spec: JobSpec) -> bool:
@@ -167,7 +170,10 @@ def standing_alert(newest: PastAttempt | None, checkpoints: Sequence[Checkpoint]
 
 
 def _is_over(alert: dict[str, Any], newest: PastAttempt, checkpoints: Sequence[Checkpoint]) -> bool:
-    """Of a checkpoint, once a later one was written; of a slowdown, once the newest line is as fast as usual."""
+    """Of a checkpoint, once a later one was written; of a slowdown, once the newest line is as fast as usual; of an
+    outlier, some steps later."""
+    if alert["name"] in (OUTLIER, NOT_FINITE):
+        return bool(newest.progress.get("step", 0) > alert["step"] + OUTLIER_STANDS_STEPS)
     if alert["name"] == SLOWDOWN:
         usual, now = alert.get("usual_tokens_per_s"), newest.progress.get("tokens_per_s")
         return bool(usual and now and now >= SLOW_PART * usual)

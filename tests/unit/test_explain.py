@@ -177,6 +177,14 @@ def test_an_alert_of_a_checkpoint_is_said_until_a_later_one_is_written(last_save
     assert ("Alert at step 200: no space." in text) is stands
 
 
+@pytest.mark.parametrize(("step", "stands"), [(200, True), (199, False)])
+def test_an_outlier_is_said_for_a_while(step: int, stands: bool):
+    runs = job(JobState.RUNNING, attempt=1, worker="w@host", used_device="cpu", progress=RUNNING)
+    outlier = {"name": "outlier", "step": step, "reason": "outlier: loss 9.5"}
+    text, _ = told(runs, Past(attempts=[attempt(2, first=0, last=300, alerts=[outlier])]), Queue(workers=[worker()]))
+    assert (f"Alert at step {step}: outlier: loss 9.5." in text) is stands
+
+
 @pytest.mark.parametrize(("now", "stands"), [(60.0, True), (None, True), (71.0, False)])
 def test_a_slowdown_is_said_until_it_is_over(now: float | None, stands: bool):
     runs = job(JobState.RUNNING, attempt=1, worker="w@host", used_device="cpu", progress=RUNNING)
