@@ -1,10 +1,11 @@
 """What steps that were run again say: whether a spike is in the text, the optimizer, the rate or the device."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gptjobs.diagnosis import OUTLIER, OUTLIER_NOISES, noise
+from gptjobs.diagnosis import NOISES, RISE, noise
 
 AS_IT_WAS, RESET, TENTH = "as it was", "moments reset", "a tenth of the rate"
 """the variants that are run"""
@@ -28,18 +29,18 @@ def judge(recorded: Losses, text: Losses, variants: Mapping[str, Losses], steps:
     """Of the job's own losses, those of the steps' batches by the weights of before, and those of each variant."""
     beside = [loss for step, loss in text.items() if step < steps.start]
     beside = beside if len(beside) >= FEWEST else [loss for step, loss in text.items() if step not in steps]
-    level, margin = _level(beside or list(text.values()))
-    of_text = _middle(text, steps)
+    level, margin = _level(beside or list(text.values()), len(steps))
+    high, low = _quarter(text, steps, 0.75), _quarter(text, steps, 0.25)
+    odd = high if high > level + margin else low if low < level - margin else None
+    of_text = high if odd is None else odd
     evidence = [f"by the weights of before, these batches have {of_text:.4f}, others beside them {level:.4f}"]
-    if abs(of_text - level) > margin:
-        return Judgement(
-            where="text", evidence=tuple(evidence),
-            words="it is in the text: these batches are odd by the weights of before it already",
-        )  # fmt: skip
-    again = {name: _middle(losses, steps) for name, losses in variants.items()}
+    if odd is not None:
+        words = "it is in the text: these batches are odd by the weights of before it already"
+        return Judgement(where="text", words=words, evidence=tuple(evidence))
+    again = {name: _quarter(losses, steps, 0.75) for name, losses in variants.items()}
     evidence += [f"{name}: {loss:.4f}" for name, loss in again.items()]
     rises = {name: loss > level + margin for name, loss in again.items()}
-    then = _middle(recorded, steps) if any(step in steps for step in recorded) else None
+    then = _quarter(recorded, steps, 0.75) if any(step in steps for step in recorded) else None
     if then is not None:
         evidence.append(f"in the job: {then:.4f}")
     if not rises[AS_IT_WAS]:
@@ -61,12 +62,16 @@ def _of_training(rises: Mapping[str, bool]) -> tuple[str, str]:
     return "weights", "it is in the weights of that checkpoint already: go further back"
 
 
-def _level(losses: Sequence[float]) -> tuple[float, float]:
+def _level(losses: Sequence[float], steps: int) -> tuple[float, float]:
+    """The median of these losses, and from where on a quarter of so many steps is off: a normal distribution's is two
+    thirds of its deviation away, and the fewer steps there are, the more by chance."""
     level = statistics.median(losses)
-    return level, max(OUTLIER_NOISES * noise(losses), OUTLIER * level)
+    return level, max((0.67 + NOISES / math.sqrt(steps)) * noise(losses), RISE / 2 * level)
 
 
-def _middle(losses: Losses, steps: range) -> float:
-    """Of those that are numbers; infinite where none is."""
-    found = [losses[step] for step in steps if losses.get(step) is not None and losses[step] == losses[step]]
-    return statistics.median(found) if found else float("inf")
+def _quarter(losses: Losses, steps: range, part: float) -> float:
+    """The loss that this part of the steps is below: few of them may have a spike. What is no number is infinite."""
+    found = sorted(
+        loss if loss == loss else math.inf for step in steps if (loss := losses.get(step, math.nan)) is not None
+    )
+    return found[min(len(found) - 1, int(part * len(found)))]

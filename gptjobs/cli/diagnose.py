@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gptjobs import analysis, case, planning, ranges, replayed
+from gptjobs import analysis, case, planning, replayed
 from gptjobs.case import Case, Odd, Rise, TextFacts
 from gptjobs.causes import possible_causes
 from gptjobs.causes.cause import PossibleCause
@@ -19,6 +19,7 @@ from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.cli.source import prepared
 from gptjobs.cli.tensors import child_of, output_of
 from gptjobs.config import VOCABULARY
+from gptjobs.course import course_of
 from gptjobs.data import inspect as inspecting
 from gptjobs.data import tokens
 from gptjobs.data.encoding import NAME as R50K
@@ -182,14 +183,13 @@ class _Replay:
 
 
 def _replay(layout: Layout, job: str, name: str, words: str, device: str | None, as_json: bool) -> None:
-    first, last = ranges.between(words)
-    steps = range(first, last + 1)
+    steps = _steps_of(words, course_of(layout, job).steps, name)
     flight = _flight_of(layout, job, steps)
     recorded = {each["step"]: each["loss"] for each in flight.get("steps", []) if each["loss"] is not None}
-    asked = [str(layout.root), job, str(first), str(last)]
+    asked = [str(layout.root), job, str(steps.start), str(steps[-1])]
     asked += [f"--token={flight['token']}"] if flight else []
     asked += [f"--device={device}"] if device else []
-    ran = _ran(asked, last)
+    ran = _ran(asked, steps[-1])
     judgement = replayed.judge(recorded, ran.text, ran.variants, steps, ran.device)
     if as_json:
         output.as_json({"job": job, "from": ran.start, "recorded": recorded, **asdict(ran), **asdict(judgement)})
@@ -202,6 +202,16 @@ def _replay(layout: Layout, job: str, name: str, words: str, device: str | None,
     output.result(judgement.words)
     for evidence in judgement.evidence:
         output.result(f"  {evidence}")
+
+
+def _steps_of(words: str, there: range, name: str) -> range:
+    first, _, last = words.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise UsageError(f"{words} is no range of steps", hint="--replay 1990:2000")
+    if int(first) not in there or int(last) not in there:
+        made = f"{there.start} to {there.stop - 1}"
+        raise NotFound(f"job {name} has no such steps: it has {made}", hint="--replay FROM:TO within them")
+    return range(int(first), int(last) + 1)
 
 
 def _flight_of(layout: Layout, job: str, steps: range) -> Mapping[str, Any]:
