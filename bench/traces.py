@@ -6,6 +6,7 @@ steps, with a line every step. Made once; what is there already is not made agai
     healthy    over seeds, learning rates, schedules and batch sizes
     spike      healthy, and from a step on with a learning rate so many times higher
     poison     a part of the text is random bytes, or one line repeated
+    stretch    the same, read in order
     diverging  a learning rate that is far too high from the start
 """
 
@@ -35,7 +36,8 @@ CAUGHT_WITHIN = 20
 ROSE = 0.1
 """part of the loss, by which the median of ten steps must have risen for a planted fault to have shown"""
 OPTIONS = {"model": "nano", "n_layer": 2, "n_embd": 64, "block_size": 32, "log_interval": 1, "eval_tokens": 1024,
-           "eval_interval": 10**6, "compile": "off", "precision": "float32", "warmup_steps": 20}  # fmt: skip
+           "eval_interval": 10**6, "compile": "off", "precision": "float32", "warmup_steps": 20,
+           "on_spike": "warn"}  # fmt: skip
 
 RATES, BATCHES = (1e-4, 3e-4, 1e-3, 3e-3), (4, 8, 16)
 
@@ -78,6 +80,12 @@ def cases() -> list[Case]:
             "schedule": "constant",
         }
         found.append(Case("diverging", number, values))
+    for number in range(20):
+        values = {
+            "seed": number, "learning_rate": draw.choice([1e-3, 3e-3]), "batch_size": 16, "schedule": "constant",
+            "data_order": "sequential",
+        }  # fmt: skip
+        found.append(Case("stretch", number, values, text=draw.choice(["random", "repeated"])))
     return found
 
 
@@ -159,7 +167,7 @@ def caught_at(losses: list[float | None]) -> int | None:
 def judge(traces: dict[str, dict[str, Any]]) -> list[list[str]]:
     """A row for each kind: how many showed a rise, of those how many were caught in time, how many alarms without."""
     rows = []
-    for kind in ("healthy", "spike", "poison", "diverging"):
+    for kind in ("healthy", "spike", "poison", "stretch", "diverging"):
         mine = {name: each["losses"] for name, each in traces.items() if each["kind"] == kind}
         rises = {name: rose for name, losses in mine.items() if (rose := rose_at(losses)) is not None}
         alarms = {name: caught for name, losses in mine.items() if (caught := caught_at(losses)) is not None}
