@@ -4,7 +4,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -82,12 +82,14 @@ class Detector:
         self._noise = 0.0
         self._odd: list[int] = []
         """steps in a row without a number, or whose updates were left out"""
+        self.limits: Band | None = None
+        """the band that updates are left out by; it changes at fixed steps alone, so that a resumed job has the same"""
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
         return {
             "losses": [*self._losses], "norms": [*self._norms], "lowest": self._lowest, "noise": self._noise,
-            "odd": [*self._odd],
+            "odd": [*self._odd], "limits": asdict(self.limits) if self.limits else None,
         }  # fmt: skip
 
     @classmethod
@@ -96,6 +98,7 @@ class Detector:
         made._losses.extend((step, loss) for step, loss in record["losses"])
         made._norms.extend(record.get("norms", ()))
         made._odd = [*record.get("odd", ())]
+        made.limits = Band(**record["limits"]) if record.get("limits") else None
         made._lowest, made._noise = record["lowest"], record["noise"]
         return made
 

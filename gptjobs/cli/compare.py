@@ -1,5 +1,6 @@
 """`gptjobs compare`: jobs beside each other, and whether their losses differ."""
 
+import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,6 +74,7 @@ def compare(place: Place, jobs: tuple[str, ...], eval_context: int | None, as_js
         right=range(1, 1 + len(ranked)),
     )
     output.result()
+    output.say(f"curves over tokens: gptjobs plot {' '.join(shlex.quote(each.name) for each in ranked)}")
     if why is not None:
         output.result(f"not ranked: {why}")
         return

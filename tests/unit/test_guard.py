@@ -10,11 +10,11 @@ from torch import Tensor
 
 from gptjobs import checkpoint, progress, record
 from gptjobs.config import Plan
-from gptjobs.diagnosis import LEFT_OUT_STEPS, NOISE_STEPS, NOT_FINITE_STEPS, Detector, Spike
+from gptjobs.diagnosis import LEFT_OUT_STEPS, NOISE_STEPS, NOT_FINITE_STEPS, Band, Detector, Spike
 from gptjobs.job import Cause, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.progress import Alert
-from tests.unit.test_training import CPU, Ended, attempted, planned, tensors
+from tests.unit.test_training import CPU, Ended, Killed, assert_same_bits, attempted, planned, tensors
 from worker.child import Stop
 from worker.trainer.batches import Batches
 from worker.trainer.loop import train
@@ -209,6 +209,27 @@ def test_an_outlier_is_noted_and_its_update_left_out_where_that_was_asked_for(
     flight = json.loads(layout.flight_file("job", 1, 110).read_bytes())
     assert [each["step"] for each in flight["steps"] if each["left_out"]] == ([103, 104] if left_out else [])
     assert ended.last.manifest.tokens == 110 * 4 * 8
+
+
+def test_a_job_that_leaves_outliers_out_is_bit_equal_resumed_and_never_stopped(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits are those of the last tenth step, also where it goes on from another one."""
+
+    def band(detector: Detector) -> Band:
+        newest = detector._losses[-1][0] if detector._losses else 0
+        return Band(low=0.0, high=math.inf if newest % 20 == 10 else 0.0, norm=math.inf)
+
+    monkeypatch.setattr(Detector, "band", band)
+    values = {"steps": 30, "log_interval": 10, "on_outlier": "skip"}
+    never = attempted(layout, planned(layout, "never", **values))
+    with pytest.raises(Killed):
+        attempted(layout, planned(layout, "resumed", **values, checkpoint_interval=16), killed_at=20)
+    resumed = attempted(layout, planned(layout, "resumed", **values, checkpoint_interval=16))
+    assert resumed.finished.outcome == never.finished.outcome == "finished"
+    assert_same_bits(weights(layout, never), weights(layout, resumed))
+    flight = json.loads(layout.flight_file("never", 1, 30).read_bytes())
+    assert [each["step"] for each in flight["steps"] if each["left_out"]] == list(range(21, 31))
 
 
 def test_a_step_without_a_number_changes_no_weight_and_is_told(layout: Layout, odd: dict[int, float]) -> None:

@@ -56,6 +56,8 @@ class Guard:
         """How training ends by what the steps since the last look show, and this step's evaluation, if so. No
         checkpoint is written then."""
         spike = self._look()
+        if self._at.step % self._plan.settled.train.log_interval == 0:
+            self._at.detector.limits = self._at.detector.band()
         self._set_band()
         if spike is None:
             return None
@@ -73,8 +75,8 @@ class Guard:
         )
 
     def _set_band(self) -> None:
-        """Outside of which the updates up to the next look are left out."""
-        self._at.optimizer.band = self._at.detector.band() if self._leaves_out else None
+        """Outside of which updates are left out."""
+        self._at.optimizer.band = self._at.detector.limits if self._leaves_out else None
 
     def _can_go_back(self) -> bool:
         return bool(self._plan.parent or checkpoint.counting(self._layout, self._plan.job))
