@@ -164,16 +164,28 @@ def caught_at(losses: list[float | None]) -> int | None:
     return None
 
 
+def outliers_of(losses: list[float | None]) -> int:
+    """Steps that are told as outliers, by their losses alone, which a trace has."""
+    detector, count = Detector(), 0
+    for step, loss in enumerate(losses, start=1):
+        value, band = float("nan") if loss is None else loss, detector.band()
+        count += band is not None and not band.holds(value, 0.0)
+        detector.add(step, value)
+    return count
+
+
 def judge(traces: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """A row for each kind: how many showed a rise, of those how many were caught in time, how many alarms without."""
+    """A row for each kind: how many showed a rise, of those how many were caught in time, how many alarms without, and
+    how many steps in all were outliers. An alarm long before its rise is one without."""
     rows = []
     for kind in ("healthy", "spike", "poison", "stretch", "diverging"):
         mine = {name: each["losses"] for name, each in traces.items() if each["kind"] == kind}
         rises = {name: rose for name, losses in mine.items() if (rose := rose_at(losses)) is not None}
         alarms = {name: caught for name, losses in mine.items() if (caught := caught_at(losses)) is not None}
-        in_time = [name for name, rose in rises.items() if name in alarms and alarms[name] <= rose + CAUGHT_WITHIN]
-        false = [name for name in alarms if name not in rises]
-        rows.append([kind, str(len(mine)), str(len(rises)), str(len(in_time)), str(len(false))])
+        in_time = [name for name, rose in rises.items() if name in alarms and abs(alarms[name] - rose) <= CAUGHT_WITHIN]
+        false = [name for name, alarm in alarms.items() if name not in rises or alarm < rises[name] - CAUGHT_WITHIN]
+        outliers = sum(outliers_of(losses) for losses in mine.values())
+        rows.append([kind, *map(str, (len(mine), len(rises), len(in_time), len(false), outliers))])
     return rows
 
 
@@ -190,7 +202,7 @@ def main() -> None:
             if done % 20 == 0:
                 print(f"{done} traces, {case.name}", file=sys.stderr, flush=True)
     traces = {path.stem: json.loads(path.read_text()) for path in sorted(layout.root.glob("*.json"))}
-    heads = ["traces", "made", "with a rise", "caught within 20 steps", "alarms without a rise"]
+    heads = ["traces", "made", "with a rise", "caught within 20 steps", "alarms without a rise", "outlier steps"]
     for half, name in ((0, "on which the thresholds were set"), (1, "held out")):
         chosen = {each: trace for each, trace in traces.items() if int(each[-3:]) % 2 == half}
         print(f"\n{name}:\n\n{report.table(heads, judge(chosen))}")

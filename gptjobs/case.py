@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def of_job(layout: Layout, job: str, name: str) -> Case:
         for line in history.attempt_lines(layout, job, each.token)[0]
         if line["kind"] == "alert"
     ]
-    flights = list(_flights(layout, job))
+    records = list(flights(layout, job))
     train = plan.settled.train
     return Case(
         name=name,
@@ -124,7 +125,7 @@ def of_job(layout: Layout, job: str, name: str) -> Case:
         points=(*before, *own),
         plan=plan,
         parents=parents,
-        rises=tuple(_rise(each, flights) for each in alerts if each["name"] in (SPIKE, FALL)),
+        rises=tuple(_rise(each, records) for each in alerts if each["name"] in (SPIKE, FALL)),
         slow=tuple(each for each in alerts if each["name"] in (SLOWDOWN, MEMORY_GROWTH)),
         checkpoints=tuple(each.manifest.step for each in checkpoint.counting(layout, job)),
         parent=plan.parent,
@@ -153,12 +154,13 @@ def _of_parents(layout: Layout, plan: Plan) -> tuple[tuple[Point, ...], dict[str
     return points, plans
 
 
-def _flights(layout: Layout, job: str) -> Iterable[dict[str, Any]]:
+def flights(layout: Layout, job: str) -> Iterator[dict[str, Any]]:
+    """A job's flight records that have steps."""
     for path in sorted(layout.flight(job).glob("*.json")):
-        try:
-            yield json.loads(path.read_bytes())
-        except ValueError:
-            continue
+        with suppress(ValueError):
+            found = json.loads(path.read_bytes())
+            if found["steps"]:
+                yield found
 
 
 def _rise(alert: Mapping[str, Any], flights: Sequence[Mapping[str, Any]]) -> Rise:

@@ -354,11 +354,11 @@ def _tokens(layout: Layout, job: str) -> list[int]:
     return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
-def lineage(layout: Layout, job: str) -> list[tuple[int, float]]:
-    """The attempts that the newest one descends from, oldest first: (token, the step up to which it counts;
-    infinity for the newest)."""
+def lineage(layout: Layout, job: str, newest: int | None = None) -> list[tuple[int, float]]:
+    """The attempts that the newest one, or the one of this token, descends from, oldest first: (token, the step up to
+    which it counts; infinity for the newest)."""
     chain: list[tuple[int, float]] = []
-    token, until = latest_token(layout, job) or None, math.inf
+    token, until = newest or latest_token(layout, job) or None, math.inf
     while token is not None:
         chain.append((token, until))
         attempt = read_attempt(layout, job, token)

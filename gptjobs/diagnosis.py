@@ -42,14 +42,15 @@ class Spike:
     step: int
     level: float
     now: float
-
-    @property
-    def is_fall(self) -> bool:
-        return self.now < self.level
+    is_fall: bool = False
+    left_out: int = 0
+    """updates in a row, where that is what was seen"""
 
     def __str__(self) -> str:
         if math.isinf(self.now):
             return f"the loss or the gradient is no finite number from step {self.since} on"
+        if self.left_out:
+            return f"{self.left_out} updates in a row were left out from step {self.since} on, as their losses were odd"
         verb = "fell" if self.is_fall else "rose"
         return (
             f"the loss {verb} from {self.level:.4f} to {self.now:.4f} from step {self.since} on "
@@ -80,8 +81,10 @@ class Detector:
         self._norms: deque[float] = deque(maxlen=NOISE_STEPS)
         self._lowest = math.inf
         self._noise = 0.0
-        self._odd: list[int] = []
-        """steps in a row without a number, or whose updates were left out"""
+        self._not_finite: list[int] = []
+        """steps in a row without a number"""
+        self._left_out: list[tuple[int, float]] = []
+        """steps in a row whose updates were left out, with their losses"""
         self.limits: Band | None = None
         """the band that updates are left out by; it changes at fixed steps alone, so that a resumed job has the same"""
 
@@ -89,7 +92,8 @@ class Detector:
         """What a checkpoint keeps of it."""
         return {
             "losses": [*self._losses], "norms": [*self._norms], "lowest": self._lowest, "noise": self._noise,
-            "odd": [*self._odd], "limits": asdict(self.limits) if self.limits else None,
+            "not_finite": [*self._not_finite], "left_out": [*self._left_out],
+            "limits": asdict(self.limits) if self.limits else None,
         }  # fmt: skip
 
     @classmethod
@@ -97,21 +101,28 @@ class Detector:
         made = cls()
         made._losses.extend((step, loss) for step, loss in record["losses"])
         made._norms.extend(record.get("norms", ()))
-        made._odd = [*record.get("odd", ())]
+        made._not_finite = [*record.get("not_finite", ())]
+        made._left_out = [(step, loss) for step, loss in record.get("left_out", ())]
         made.limits = Band(**record["limits"]) if record.get("limits") else None
         made._lowest, made._noise = record["lowest"], record["noise"]
         return made
 
     def add(self, step: int, loss: float, norm: float = 0.0, *, left_out: bool = False) -> Spike | None:
         """Take the loss and the gradient's norm of a step; a spike, where this step shows it."""
-        is_finite = math.isfinite(loss) and math.isfinite(norm)
-        if left_out or not is_finite:
-            self._odd.append(step)
-            limit = LEFT_OUT_STEPS if is_finite else NOT_FINITE_STEPS
-            if len(self._odd) < limit:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._not_finite.append(step)
+            if len(self._not_finite) < NOT_FINITE_STEPS:
                 return None
-            return Spike(since=self._odd[0], step=step, level=self._lowest, now=loss if is_finite else math.inf)
-        self._odd.clear()
+            return Spike(since=self._not_finite[0], step=step, level=self._lowest, now=math.inf)
+        self._not_finite.clear()
+        if left_out:
+            self._left_out.append((step, loss))
+            count = len(self._left_out)
+            if count < LEFT_OUT_STEPS:
+                return None
+            now = statistics.median(loss for _, loss in self._left_out)
+            return Spike(since=self._left_out[0][0], step=step, level=self._lowest, now=now, left_out=count)
+        self._left_out.clear()
         self._losses.append((step, loss))
         self._norms.append(norm)
         if len(self._losses) < NOISE_STEPS:
@@ -125,7 +136,8 @@ class Detector:
         level = statistics.median(before)
         margin = max(NOISES * noise(before), FALL * level)
         if now < level - margin:
-            return Spike(since=self._since(lambda loss: loss < level - margin / 2), step=step, level=level, now=now)
+            since = self._since(lambda loss: loss < level - margin / 2)
+            return Spike(since=since, step=step, level=level, now=now, is_fall=True)
         level = statistics.median(losses[-LEVEL_STEPS:])
         if level < self._lowest:
             self._lowest, self._noise = level, jitter(losses)

@@ -29,7 +29,11 @@ def judge(recorded: Losses, text: Losses, variants: Mapping[str, Losses], steps:
     """Of the job's own losses, those of the steps' batches by the weights of before, and those of each variant."""
     beside = [loss for step, loss in text.items() if step < steps.start]
     beside = beside if len(beside) >= FEWEST else [loss for step, loss in text.items() if step not in steps]
-    level, margin = _level(beside or list(text.values()), len(steps))
+    beside = [loss for loss in beside if math.isfinite(loss)]
+    if not beside:
+        words = "it is in the weights of that checkpoint already: they have no finite loss"
+        return Judgement(where="weights", words=words, evidence=())
+    level, margin = _level(beside, len(steps))
     high, low = _quarter(text, steps, 0.75), _quarter(text, steps, 0.25)
     odd = high if high > level + margin else low if low < level - margin else None
     of_text = high if odd is None else odd

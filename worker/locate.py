@@ -23,7 +23,10 @@ def main() -> None:
         print(json.dumps([data.at(first, last).tolist()]))
         return
     seen, batch, found = course.windows, course.plan.settled.train.batch_size, []
-    for step in range(course.steps.start, last):
+    begin = course.steps.start
+    if not data.leaves_out:
+        seen, begin = seen + (first - begin) * batch, first
+    for step in range(begin, last):
         following = data.following(seen, batch)
         seen = following.end
         if step >= first:

@@ -8,8 +8,8 @@ variant. Nothing is written.
 
 import argparse
 import json
+import math
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("first", type=int)
     parser.add_argument("last", type=int)
     parser.add_argument("--token", type=int, help="of the attempt that made the steps")
+    parser.add_argument("--left-out", type=int, nargs="*", default=[], help="steps whose updates were")
     parser.add_argument("--device")
     asked = parser.parse_args()
     try:
@@ -50,36 +51,43 @@ def _say(**words: Any) -> None:
     print(json.dumps(words), flush=True)
 
 
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
 def _replay(asked: argparse.Namespace) -> None:
     keep_freed()
     layout = Layout(asked.root)
     plan = plan_of(layout, asked.job)
-    attempt = checkpoint.read_attempt(layout, plan.job, asked.token) if asked.token else None
+    token = asked.token or checkpoint.latest_token(layout, plan.job)
+    attempt = checkpoint.read_attempt(layout, plan.job, token) if token else None
     start = start_before(layout, plan, attempt, asked.first)
     name = asked.device or best_available()
     device = open_device(name, plan.settled.train.precision)
     step = start.manifest.step if start else 0
     _say(start=start.name if start else None, step=step, device=name, variants=[each.name for each in VARIANTS])
     steps = range(max(step + 1, asked.first - BESIDE), asked.last + 1 + BESIDE)
-    _say(text=losses_of_text(layout, plan, attempt, start, steps, device))
+    of_text = losses_of_text(layout, plan, attempt, start, steps, device)
+    _say(text={step: _number(loss) for step, loss in of_text.items()})
     for variant in VARIANTS:
 
         def tell(step: Replayed, name: str = variant.name) -> None:
-            _say(variant=name, **asdict(step))
+            _say(variant=name, step=step.step, loss=_number(step.loss))
 
-        replay(layout, plan, attempt, start, asked.last, device, variant, tell)
+        replay(layout, plan, attempt, start, asked.last, device, variant, asked.left_out, tell)
 
 
 def start_before(layout: Layout, plan: Plan, attempt: Attempt | None, first: int) -> Checkpoint | None:
     """The newest checkpoint before the step `first`; None where there is none but the first weights."""
-    token = attempt.token if attempt else checkpoint.latest_token(layout, plan.job)
+    until = dict(checkpoint.lineage(layout, plan.job, attempt.token)) if attempt else {}
     own = [
         each
         for each in checkpoint.of_job(layout, plan.job)
-        if each.manifest.step < first and each.manifest.token <= token
+        if each.manifest.step < first and each.manifest.step <= until.get(each.manifest.token, -1)
     ]
     if own:
-        return max(own, key=lambda each: (each.manifest.step, each.manifest.token))
+        return own[-1]
     return checkpoint.read(layout, plan.parent) if plan.parent else None
 
 

@@ -1,6 +1,7 @@
 """`gptjobs diagnose`: why a loss stands still or rises, and what to type to find out."""
 
 import json
+import math
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -118,11 +119,11 @@ def _of_job(layout: Layout, job: str, name: str) -> tuple[Case, Inspection | Non
     found = case.of_job(layout, job, name)
     assert found.plan is not None
     train, token_file = found.plan.settled.train, planning.token_file_of(layout, found.plan)
-    found = replace(found, rises=tuple(_with_starts(layout, job, each) for each in found.rises))
     source = layout.path(train.data)
     if not source.is_file() or tokens.read_manifest(token_file) is None:
         output.say(f"the text {train.data} is not there any more, so nothing is said about it")
         return found, None
+    found = replace(found, rises=tuple(_with_starts(layout, job, each) for each in found.rises))
     return _with_text(layout, found, source, token_file, train.encoding)
 
 
@@ -185,14 +186,19 @@ class _Replay:
 def _replay(layout: Layout, job: str, name: str, words: str, device: str | None, as_json: bool) -> None:
     steps = _steps_of(words, course_of(layout, job).steps, name)
     flight = _flight_of(layout, job, steps)
-    recorded = {each["step"]: each["loss"] for each in flight.get("steps", []) if each["loss"] is not None}
+    recorded = {each["step"]: _loss(each["loss"]) for each in flight.get("steps", [])}
+    left_out = [str(each["step"]) for each in flight.get("steps", []) if each["left_out"]]
     asked = [str(layout.root), job, str(steps.start), str(steps[-1])]
-    asked += [f"--token={flight['token']}"] if flight else []
+    asked += [f"--token={flight['token']}", *(["--left-out", *left_out] if left_out else [])] if flight else []
     asked += [f"--device={device}"] if device else []
     ran = _ran(asked, steps[-1])
     judgement = replayed.judge(recorded, ran.text, ran.variants, steps, ran.device)
     if as_json:
-        output.as_json({"job": job, "from": ran.start, "recorded": recorded, **asdict(ran), **asdict(judgement)})
+        text, variants = _as_json(ran.text), {name: _as_json(losses) for name, losses in ran.variants.items()}
+        output.as_json({
+            "job": job, "from": ran.start, "step": ran.step, "device": ran.device, "recorded": _as_json(recorded),
+            "text": text, "variants": variants, **asdict(judgement),
+        })  # fmt: skip
         return
     output.say(f"from {ran.start or 'the first weights'}, step {ran.step}, on {ran.device}")
     columns = {"IN THE JOB": recorded, "TEXT": ran.text, **{each.upper(): it for each, it in ran.variants.items()}}
@@ -215,12 +221,20 @@ def _steps_of(words: str, there: range, name: str) -> range:
 
 
 def _flight_of(layout: Layout, job: str, steps: range) -> Mapping[str, Any]:
-    """The flight record that has these steps; nothing where none has."""
-    for path in sorted(layout.flight(job).glob("*.json")):
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        if found["steps"] and found["steps"][0]["step"] <= steps.start and steps[-1] <= found["steps"][-1]["step"]:
-            return found
-    return {}
+    """The flight record with most of these steps, of the first attempt where several have as many: there the spike
+    was, and not in the attempt that went back. Nothing where none has one."""
+    found = sorted(case.flights(layout, job), key=lambda each: (each["token"], each["steps"][-1]["step"]))
+    most = max(found, key=lambda each: sum(step["step"] in steps for step in each["steps"]), default={})
+    return most if any(step["step"] in steps for step in most.get("steps", ())) else {}
+
+
+def _loss(value: float | None) -> float:
+    """What is no number is as high as can be."""
+    return math.inf if value is None else value
+
+
+def _as_json(losses: Mapping[int, float]) -> dict[int, float | None]:
+    return {step: loss if math.isfinite(loss) else None for step, loss in losses.items()}
 
 
 def _ran(asked: list[str], last: int) -> _Replay:
@@ -237,10 +251,10 @@ def _ran(asked: list[str], last: int) -> _Replay:
                 )
             ran.variants = {each: {} for each in said["variants"]}
         elif "text" in said:
-            ran.text = {int(step): loss for step, loss in said["text"].items()}
+            ran.text = {int(step): _loss(loss) for step, loss in said["text"].items()}
         elif "variant" in said:
-            ran.variants[said["variant"]][said["step"]] = said["loss"]
-    if not ran.text:
+            ran.variants[said["variant"]][said["step"]] = _loss(said["loss"])
+    if not ran.text or not all(last in losses for losses in ran.variants.values()):
         raise GptjobsError("the replay ended early", hint="what it said stands above")
     return ran
 

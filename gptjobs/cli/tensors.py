@@ -12,7 +12,7 @@ from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_checkpoint
 from gptjobs.cli.place import Place, json_option, pass_place
-from gptjobs.errors import NotFound, Refused
+from gptjobs.errors import GptjobsError, NotFound, Refused
 from gptjobs.job import DEVICES
 from gptjobs.layout import Layout
 from gptjobs.reference import find_checkpoint
@@ -101,8 +101,11 @@ def evaluated_at(layout: Layout, found: Checkpoint, context: int, tokens: int) -
 
 
 def output_of(module: str, *words: str) -> str:
-    """What such a child prints; it has nothing to say against what it is given here."""
-    return subprocess.run(child_of(module, *words), check=True, stdout=subprocess.PIPE, text=True).stdout
+    """What such a child prints; raises GptjobsError where it fails, with what it said above."""
+    done = subprocess.run(child_of(module, *words), check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise GptjobsError(f"{module} ended with exit code {done.returncode}", hint="what it said stands above")
+    return done.stdout
 
 
 def child_of(module: str, *words: str) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -216,9 +217,9 @@ def test_a_job_that_leaves_outliers_out_is_bit_equal_resumed_and_never_stopped(
 ) -> None:
     """The limits are those of the last tenth step, also where it goes on from another one."""
 
-    def band(detector: Detector) -> Band:
+    def band(detector: Detector) -> Band | None:
         newest = detector._losses[-1][0] if detector._losses else 0
-        return Band(low=0.0, high=math.inf if newest % 20 == 10 else 0.0, norm=math.inf)
+        return Band(low=0.0, high=math.inf if newest % 20 == 10 else 0.0, norm=math.inf) if newest else None
 
     monkeypatch.setattr(Detector, "band", band)
     values = {"steps": 30, "log_interval": 10, "on_outlier": "skip"}
@@ -233,25 +234,52 @@ def test_a_job_that_leaves_outliers_out_is_bit_equal_resumed_and_never_stopped(
 
 
 def test_a_step_without_a_number_changes_no_weight_and_is_told(layout: Layout, odd: dict[int, float]) -> None:
-    odd |= {7: math.nan}
-    ended = attempted(layout, planned_with(layout, "rollback", steps=8, log_interval=1))
+    values = {"log_interval": 1, "schedule": "constant"}
+    before = attempted(layout, planned_with(layout, "rollback", steps=6, **values))
+    odd |= {6 + 7: math.nan}
+    plan = replace(planned_with(layout, "rollback", steps=7, **values), job="other")
+    ended = attempted(layout, plan)
     assert ended.finished.outcome == "finished"
     (alert,) = alerts(ended)
     assert (alert.name, alert.step, alert.windows) == ("not_finite", 7, [24, 28])
+    assert_same_bits(weights(layout, before), weights(layout, ended))
     losses = {each.step: each.train_loss or math.nan for each in ended.progress}
-    assert math.isnan(losses[7]) and math.isfinite(losses[8])
-    assert all(each.isfinite().all() for each in weights(layout, ended).values())
-    flight = json.loads(layout.flight_file("job", 1, 7).read_bytes())
-    assert flight["why"].startswith("outlier: loss nan") and flight["steps"][-1]["loss"] is None
-    counts = {name: each.item() for name, each in weights(layout, ended).items() if name.endswith("/step")}
-    assert set(counts.values()) == {7.0}
+    assert math.isnan(losses[7]) and math.isfinite(losses[6])
+    flight = json.loads(layout.flight_file("other", 1, 7).read_bytes())
+    assert flight["steps"][-1]["loss"] is None and flight["steps"][-1]["left_out"]
+
+
+def test_a_spike_is_seen_where_lines_are_far_apart(layout: Layout, spiking: list[Tensor]) -> None:
+    ended = attempted(layout, planned_with(layout, "rollback", steps=400, log_interval=1000, checkpoint_interval=50))
+    assert ended.finished.cause == Cause.SPIKE.value
+    (alert,) = alerts(ended)
+    assert (alert.since, alert.windows) == (101, [396, 4 * alert.step]) and alert.step <= 125
+
+
+def test_a_spike_across_a_pause_knows_what_it_saw_before_it(layout: Layout, odd: dict[int, float]) -> None:
+    odd |= dict.fromkeys(range(101, 1000), 1.0)
+    plan = planned_with(layout, "rollback", steps=300, checkpoint_interval=50, log_interval=1)
+    assert attempted(layout, plan, stop_at=104).finished.outcome == "stopped"
+    ended = attempted(layout, plan)
+    (alert,) = alerts(ended)
+    assert (alert.since, alert.windows) == (101, [396, 4 * alert.step])
+    good = [each.manifest.step for each in checkpoint.counting(layout, "job")]
+    assert good == [50]
+
+
+def test_the_hint_after_a_spike_names_what_is_there(layout: Layout, odd: dict[int, float]) -> None:
+    parent = attempted(layout, planned(layout, "parent")).last
+    odd |= dict.fromkeys(range(6 + 61, 1000), 5.0)
+    values = {"steps": 200, "on_spike": "stop", "checkpoint_interval": 1000, "log_interval": 5, "eval_interval": 1000}
+    ended = attempted(layout, planned(layout, "child", parent, **values))
+    assert ended.finished.hint == f"gptjobs submit resume --from {parent.name} --learning-rate 0.001"
 
 
 def test_a_job_without_numbers_from_its_start_has_diverged(layout: Layout, odd: dict[int, float]) -> None:
     odd |= dict.fromkeys(range(1, 100), math.nan)
     ended = attempted(layout, planned_with(layout, "rollback"))
     assert (ended.finished.outcome, ended.finished.step) == ("diverged", NOT_FINITE_STEPS)
-    assert ended.finished.hint == "submit it again with a smaller one: --learning-rate 0.0001"
+    assert ended.finished.hint == "submit it again with a smaller one: --learning-rate 0.001"
 
 
 def test_after_going_back_outliers_are_left_out_without_another_spike(layout: Layout, odd: dict[int, float]) -> None:

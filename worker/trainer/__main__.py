@@ -52,6 +52,8 @@ def main() -> int:
             token = str(opened.attempt.token)
             return launch(["-m", "worker.trainer", str(arguments.config), "--attempt", token], gpus, report, stop)
         finished = _train(opened, arguments, report, stop)
+        if arguments.rank:
+            return 0  # the first rank says it
     except PeerLost:
         return PEER_LOST
     except GptjobsError as error:
@@ -64,8 +66,6 @@ def main() -> int:
         log(traceback.format_exc())
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
         finished = Finished(outcome="failed", step=None, reason=reason, exit_code=1, cause=storage.cause_of(error))
-    if arguments.rank and finished.outcome != "failed":
-        return 0  # the first rank says it
     report(finished)
     log(f"{finished.outcome}" + (f": {finished.reason}" if finished.reason else ""))
     return finished.exit_code
@@ -101,6 +101,7 @@ def _open(arguments: argparse.Namespace) -> Opened:
         planned = plan.settled.train.windows_at_once
         start = checkpoint.start_of_next_attempt(layout, plan.job, plan.parent)
         name = arguments.device or best_available()
+        past = record.read_attempts(layout, plan.job)
         attempt = checkpoint.begin_attempt(
             layout,
             plan.job,
@@ -108,7 +109,8 @@ def _open(arguments: argparse.Namespace) -> Opened:
             start,
             worker=f"by-hand@{socket.gethostname()}",
             device=name,
-            micro_batch=record.micro_batch(record.read_attempts(layout, plan.job), name, planned),
+            micro_batch=record.micro_batch(past, name, planned),
+            skips=record.windows_of_spikes(past),
         )
     return Opened(layout=layout, plan=plan, attempt=attempt, start=start)
 

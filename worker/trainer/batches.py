@@ -47,12 +47,12 @@ class Batches:
         self._tokens: NDArray[np.uint16] = np.memmap(file, dtype="<u2", mode="r")
         self._block = block_size
         self._seed = seed
-        self._order, self._skip_tokens, self._skips = order, skip_tokens, skips
+        self._order, self._skip_tokens, self._skips = order, sorted(skip_tokens), skips
         count = len(self._tokens)
         self._held_out = count - count // HELD_OUT_PART
         self.windows = (self._held_out - 1) // block_size
         self._refuse_if_short(block_size)
-        if self._is_left_out(np.arange(self.windows, dtype=np.int64) * block_size).all():
+        if self._first_kept() >= self.windows:
             raise Refused("--skip-tokens leaves nothing to train on", hint="fewer of them")
 
     @classmethod
@@ -74,7 +74,7 @@ class Batches:
 
     def following(self, seen: int, count: int) -> Following:
         """The `count` windows to train on after the first `seen` of the order."""
-        if not self._skip_tokens and not self._skips:
+        if not self.leaves_out:
             return Following(self.at(seen, seen + count), seen + count)
         found: list[int] = []
         while True:
@@ -89,6 +89,18 @@ class Batches:
             if len(found) == count:
                 return Following(np.array(found, dtype=np.int64), int(places[wanted[-1]]) + 1)
             seen = int(places[-1]) + 1
+
+    def _first_kept(self) -> int:
+        """The first window of the data that no range of tokens leaves out."""
+        window = 0
+        for first, last in self._skip_tokens:  # in order
+            if first <= (window + 1) * self._block and last > window * self._block:
+                window = -(-last // self._block)
+        return window
+
+    @property
+    def leaves_out(self) -> bool:
+        return bool(self._skip_tokens or self._skips)
 
     def _behind_skips(self, place: int) -> int:
         for first, last in sorted((first, last) for first, last in self._skips):

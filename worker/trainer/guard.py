@@ -2,6 +2,7 @@
 then. It notes outliers, and says what becomes of a job in which it sees a spike."""
 
 import math
+import shlex
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,8 @@ from worker.trainer.recorder import Recorder, Step
 from worker.trainer.saving import Saver
 from worker.trainer.state import TrainingState
 
+LOOK_STEPS = 25
+"""at most, between looks"""
 MOST_STARTS = 64
 """windows that are named in an alert"""
 LOOKS_AHEAD = 1000
@@ -46,17 +49,23 @@ class Guard:
         self._layout, self._plan, self._at, self._data = layout, plan, at, data
         self._recorder, self._look_at, self._report = recorder, look, report
         self._unseen: list[Step] = []
+        self._every = min(plan.settled.train.log_interval, LOOK_STEPS)
         self._leaves_out = plan.settled.train.on_outlier == SKIP or bool(attempt.skips)
         self._set_band()
 
     def add(self, steps: list[Step]) -> None:
         self._unseen += steps
+        self._at.steps = tuple(self._recorder.steps)
+
+    def looks_at(self, step: int) -> bool:
+        """Steps at which it looks, whatever else is due: so it sees the same in a job that was stopped in between."""
+        return step % self._every == 0
 
     def bad_end(self, saver: Saver) -> Finished | None:
         """How training ends by what the steps since the last look show, and this step's evaluation, if so. No
         checkpoint is written then."""
         spike = self._look()
-        if self._at.step % self._plan.settled.train.log_interval == 0:
+        if self.looks_at(self._at.step):
             self._at.detector.limits = self._at.detector.band()
         self._set_band()
         if spike is None:
@@ -68,11 +77,10 @@ class Guard:
             self._drop(saver)
         finally:
             self._put_away(spike)
+        step, reason, hint = self._at.step, str(spike), self._hint(spike)
         if on_spike == WARN or not self._can_go_back():
-            return Finished(outcome="diverged", step=self._at.step, reason=str(spike), hint=self._hint("best"))
-        return Finished(
-            outcome="failed", step=self._at.step, reason=str(spike), hint=self._hint("last"), cause=Cause.SPIKE.value
-        )
+            return Finished(outcome="diverged", step=step, reason=reason, hint=hint)
+        return Finished(outcome="failed", step=step, reason=reason, hint=hint, cause=Cause.SPIKE.value)
 
     def _set_band(self) -> None:
         """Outside of which updates are left out."""
@@ -97,20 +105,20 @@ class Guard:
         counts."""
         steps, self._unseen = self._unseen, []
         odd: list[Step] = []
-        spike = None
+        spike: Spike | None = None
         for step in steps:
-            band = self._at.detector.band()
-            spike = self._at.detector.add(step.step, step.loss, step.grad_norm, left_out=step.left_out)
-            if spike is not None:
-                break
-            if step.left_out or not step.is_finite or (band and not band.holds(step.loss, step.grad_norm)):
+            detector = self._at.detector
+            band = detector.band()
+            found = detector.add(step.step, step.loss, step.grad_norm, left_out=step.left_out)
+            if found is not None:
+                spike = spike or found
+                self._at.detector = Detector()
+                self._at.detector.limits = detector.limits
+            elif step.left_out or not step.is_finite or (band and not band.holds(step.loss, step.grad_norm)):
                 odd.append(step)
         spike = spike or self._not_finite_evaluation()
         self._tell_outliers([each for each in odd if spike is None or each.step < spike.since])
-        if spike is not None:
-            spike = self._tell(spike)
-            self._at.detector = Detector()
-        return spike
+        return None if spike is None else self._tell(spike)
 
     def _not_finite_evaluation(self) -> Spike | None:
         """A validation loss that is no number: so are the weights."""
@@ -141,30 +149,29 @@ class Guard:
 
     def _tell(self, spike: Spike) -> Spike:
         """Returns it as it was told."""
-        if spike.is_fall:
-            spike, windows = self._whole_fall(spike)
-        elif fall := self._fall_before(spike):
-            spike, windows = fall
-        else:
-            # from the update before: it may be what broke the weights
-            since = [each for each in self._recorder.steps if spike.since - 1 <= each.step <= spike.step]
-            windows = [since[0].seen, self._at.windows]
+        # from the update before: it may be what broke the weights
+        steps = [each for each in self._recorder.steps if spike.since - 1 <= each.step <= spike.step]
+        windows = [steps[0].seen, steps[-1].end] if steps else None
+        if steps and math.isfinite(spike.now) and not spike.left_out:
+            self._report(StageBegan(stage="evaluating"))
+            fall = self._whole_fall(spike, steps[-1].end) if spike.is_fall else self._fall_before(spike)
+            self._report(StageBegan(stage="training"))
+            spike, windows = fall or (spike, windows)
         name = FALL if spike.is_fall else SPIKE
         self._report(Alert(name=name, step=spike.step, since=spike.since, reason=str(spike), windows=windows))
         log(f"{name}: {spike}")
         self._recorder.dump(str(spike))
         return spike
 
-    def _whole_fall(self, spike: Spike) -> tuple[Spike, list[int]]:
+    def _whole_fall(self, spike: Spike, end: int) -> tuple[Spike, list[int]]:
         """Since when, and on which windows: those whose loss is low by the weights that have learned them by heart. The
-        losses of the steps that learned them do not tell where that began."""
+        losses of the steps that learned them do not tell where that began. It had seen those up to `end`."""
         low = (spike.level + spike.now) / 2
-        since, first = spike.step, self._at.windows
+        since, first = spike.step, end
         for step in reversed(self._recorder.steps):
             if step.step < spike.since and self._look_at(step.seen).loss > low:
                 break
             since, first = step.step, step.seen
-        end = self._at.windows
         for _ in range(LOOKS_AHEAD):
             looked = self._look_at(end)
             if looked.loss > low:
@@ -178,19 +185,24 @@ class Guard:
         low = (spike.level + spike.now) / 2
         before = [each for each in self._recorder.steps if each.step < spike.since and each.is_finite]
         stretch: list[Step] = []
-        while before and math.isfinite(low) and self._look_at(before[-1].seen).loss < low:
+        while before and self._look_at(before[-1].seen).loss < low:
             stretch.append(before.pop())
         if len(stretch) < RECENT_STEPS or len(before) < RECENT_STEPS:
             return None
         level = statistics.median(each.loss for each in before[-RECENT_STEPS:])
-        first, last = stretch[-1], stretch[0]
         if level < low:
             return None
-        return Spike(since=first.step, step=spike.step, level=level, now=spike.level), [first.seen, last.end]
+        first, last = stretch[-1], stretch[0]
+        fall = Spike(since=first.step, step=spike.step, level=level, now=spike.level, is_fall=True)
+        return fall, [first.seen, last.end]
 
-    def _hint(self, which: str) -> str:
-        """Of a job that is not finite the best checkpoint, as the newest may have been written just before."""
+    def _hint(self, spike: Spike) -> str:
+        """What goes on from before it: of a job without numbers from the best checkpoint, as the newest may have been
+        written just before."""
         smaller = f"--learning-rate {self._plan.settled.train.learning_rate / 10:.3g}"
-        if self._at.newest is None:
-            return f"submit it again with a smaller one: {smaller}"
-        return f"gptjobs submit resume --from {self._plan.job}@{which} {smaller}"
+        if checkpoint.counting(self._layout, self._plan.job):
+            which = "last" if math.isfinite(spike.now) else "best"
+            return f"gptjobs submit resume --from {self._plan.job}@{which} {smaller}"
+        if self._plan.parent:
+            return f"gptjobs submit resume --from {shlex.quote(self._plan.parent)} {smaller}"
+        return f"submit it again with a smaller one: {smaller}"

@@ -78,16 +78,11 @@ def _train(
         return fitting.compute(lambda windows: compute_gradients(at, batch, config, device, ranks, windows))
 
     device = arithmetic.settle(layout, plan, start, at, device, lambda device: gradients(device).loss, report, ranks)
-    recorder = Recorder(layout, plan, attempt.token, at.optimizer.names, writes=ranks.is_first)
-
+    recorder = Recorder(layout, plan, attempt.token, at.optimizer.names, at.steps, writes=ranks.is_first)
     meter = Meter(plan, at, device, report, ranks)
     guard = Guard(
         layout, plan, attempt, at, data, recorder, partial(_look, at, data, config, device, ranks, fitting), report
     )
-
-    def save() -> None:
-        with meter.pause("saving"):
-            saver.begin(at)
 
     def evaluate() -> None:
         with meter.pause("evaluating"):
@@ -105,9 +100,14 @@ def _train(
         meter.add(steps)
         guard.add(steps)
 
+    def over(is_asked: bool) -> Finished | None:
+        """How training ends here, if it does."""
+        bad_end, early = guard.bad_end(saver), _stops_early(at, config, is_asked)
+        return bad_end or (ended(*early) if early else None)
+
     evaluate()
-    if early := _stops_early(at, config, False):
-        return ended(*early)
+    if end := over(False):
+        return end
     first_step = at.step
     meter.restart()
     while at.step < settled.end_step:
@@ -128,18 +128,19 @@ def _train(
         asked, due = ranks.any(stop.requested, meter.is_due(at.step))
         stops = asked and at.step < settled.end_step
         evaluates, saves = settled.evaluates_at(at.step), settled.saves_at(at.step)
-        if not (stops or evaluates or saves or due):
+        is_told = stops or evaluates or saves or due
+        if not (is_told or guard.looks_at(at.step)):
             continue
         read()
         if evaluates:
             evaluate()
-        meter.line(rate, part)
-        if bad_end := guard.bad_end(saver):
-            return bad_end
-        if early := _stops_early(at, config, stops):
-            return ended(*early)
+        if is_told:
+            meter.line(rate, part)
+        if end := over(stops):
+            return end
         if saves:
-            save()
+            with meter.pause("saving"):
+                saver.begin(at)
     return ended("finished")
 
 
@@ -259,11 +260,15 @@ class Meter:
 
     def restart(self) -> None:
         """Begin a new mean."""
-        self._steps: list[Step] = []
+        self._loss, self._finite, self._count, self._norm = 0.0, 0, 0, math.nan
         self._since = self._last_line = time.monotonic()
 
     def add(self, steps: list[Step]) -> None:
-        self._steps += steps
+        losses = [each.loss for each in steps if each.is_finite]
+        self._loss += math.fsum(losses)
+        self._finite += len(losses)
+        self._count += len(steps)
+        self._norm = steps[-1].grad_norm if steps else self._norm
 
     @contextmanager
     def pause(self, stage: Stage) -> Iterator[None]:
@@ -280,13 +285,12 @@ class Meter:
     def line(self, rate: float, part: Gradients | None = None, *, ends_interval: bool = True) -> None:
         """Report the mean of the finite losses since the interval began. A line between two intervals, for a slow
         device's sake, does not end the mean, so the lines of intervals do not depend on the clock."""
-        at, count = self._at, len(self._steps)
-        losses = [each.loss for each in self._steps if each.is_finite]
-        loss = math.fsum(losses) / len(losses) if losses else math.nan
+        at, count = self._at, self._count
+        loss = self._loss / self._finite if self._finite else math.nan
         seconds = time.monotonic() - self._since
         speed = count * self._config.batch_size * self._config.block_size / seconds
         left = (self._end - at.step) * seconds / count
-        at.losses = replace(at.losses, train_loss=loss if losses else None)
+        at.losses = replace(at.losses, train_loss=loss if self._finite else None)
         line = Progress(
             step=at.step,
             end_step=self._end,
@@ -295,7 +299,7 @@ class Meter:
             val_loss=at.losses.val_loss if at.is_evaluated else None,
             eval_context=self._config.evaluated_at if at.is_evaluated else None,
             learning_rate=rate,
-            grad_norm=self._steps[-1].grad_norm,
+            grad_norm=self._norm,
             micro_norm=part.micro_norm.item() if part and part.micro_norm is not None else None,
             micro_windows=part.micro_windows if part else None,
             tokens_per_s=speed,

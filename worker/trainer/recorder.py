@@ -22,6 +22,8 @@ from worker.trainer.optim import Clipped
 SCHEMA = 1
 STEPS = 200
 """that are kept"""
+STEPS_IN_CHECKPOINT = 100
+"""of these: so far back a spike may have begun that is seen after a resume"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +50,18 @@ class Step:
 class Recorder:
     """The newest steps of an attempt, oldest first, as far as they were read from the device."""
 
-    def __init__(self, layout: Layout, plan: Plan, token: int, parameters: Sequence[str], *, writes: bool) -> None:
-        """`parameters` are the names of those whose gradients' norms each step has; only one rank `writes`."""
+    def __init__(
+        self, layout: Layout, plan: Plan, token: int, parameters: Sequence[str], steps: Sequence[Step], *, writes: bool
+    ) -> None:
+        """`parameters` are the names of those whose gradients' norms each step has, `steps` those that a checkpoint
+        kept; only one rank `writes`."""
         self._layout, self._plan, self._token, self._writes = layout, plan, token, writes
         names = [_group(name) for name in parameters]
         self.groups = list(dict.fromkeys(names))
-        self._of_group = torch.tensor([[float(name == group) for name in names] for group in self.groups])
+        self._group_of = torch.tensor([self.groups.index(name) for name in names])
         self._unread: list[tuple[int, int, int, float]] = []
         self._numbers: list[list[Tensor]] = []
-        self.steps: deque[Step] = deque(maxlen=STEPS)
+        self.steps = deque(steps, maxlen=STEPS)
 
     def add(self, step: int, seen: int, end: int, rate: float, loss: Tensor, clipped: Clipped) -> None:
         """An update. Nothing waits for the device here."""
@@ -69,13 +74,14 @@ class Recorder:
             return []
         scalars = torch.stack([torch.stack(each[:3]) for each in self._numbers]).tolist()
         squares = torch.stack([each[3] for each in self._numbers]).cpu().square()
-        norms = (squares @ self._of_group.T).sqrt().tolist()
+        by_group = squares.new_zeros(len(squares), len(self.groups)).index_add_(1, self._group_of, squares)
+        norms = by_group.sqrt().tolist()
         found = [
             Step(
-                step=step, seen=seen, end=end, learning_rate=rate, loss=loss, grad_norm=norm, norms=tuple(by_group),
+                step=step, seen=seen, end=end, learning_rate=rate, loss=loss, grad_norm=norm, norms=tuple(of_group),
                 left_out=bool(left_out),
             )
-            for (step, seen, end, rate), (loss, norm, left_out), by_group in zip(
+            for (step, seen, end, rate), (loss, norm, left_out), of_group in zip(
                 self._unread, scalars, norms, strict=True
             )
         ]  # fmt: skip

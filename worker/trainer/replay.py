@@ -1,7 +1,7 @@
 """Runs some steps of a job again, from a checkpoint before them, as they were or with one thing changed; writes
 nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,11 +35,10 @@ VARIANTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """A step that was made again: its loss and its gradient's norm."""
+    """A step that was made again."""
 
     step: int
     loss: float
-    grad_norm: float
 
 
 def losses_of_text(
@@ -61,9 +60,9 @@ def losses_of_text(
 
 def replay(
     layout: Layout, plan: Plan, attempt: Attempt | None, start: Checkpoint | None, last: int, device: Device,
-    variant: Variant, tell: Callable[[Replayed], None],
+    variant: Variant, left_out: Collection[int], tell: Callable[[Replayed], None],
 ) -> None:  # fmt: skip
-    """Train from the checkpoint up to the step `last`; each step is told."""
+    """Train from the checkpoint up to the step `last`, without the updates that were left out; each step is told."""
     at, data, fitting = _loaded(layout, plan, attempt, start, device, resets=variant.resets_moments)
     config = plan.settled.train
     while at.step < last:
@@ -71,10 +70,11 @@ def replay(
         batch = data.read(following.starts)
         at.optimizer.rate = variant.rate * config.learning_rate_at(at.step)
         part = fitting.compute(partial(compute_gradients, at, batch, config, device, ALONE))
-        clipped = at.optimizer.clip(part.loss)
-        at.optimizer.step()
+        at.optimizer.clip(part.loss)
+        if at.step + 1 not in left_out:
+            at.optimizer.step()
         at.advance(config, following.end)
-        tell(Replayed(step=at.step, loss=part.loss.item(), grad_norm=clipped.norm.item()))
+        tell(Replayed(step=at.step, loss=part.loss.item()))
 
 
 def _loaded(

@@ -29,6 +29,7 @@ from worker.child import log
 from worker.trainer import optim, shards
 from worker.trainer.commit import GivenUp, commit
 from worker.trainer.ranks import ALONE, Ranks
+from worker.trainer.recorder import STEPS_IN_CHECKPOINT
 from worker.trainer.state import TrainingState
 
 PATIENCE_S = 30.0
@@ -217,6 +218,7 @@ def _content(plan: Plan, at: TrainingState) -> dict[str, Any]:
         "optimizer": optim.moments(at.model, at.optimizer),
         "patience": asdict(at.patience),
         "detector": at.detector.to_dict(),
+        "steps": [{**asdict(each), "norms": [*each.norms]} for each in at.steps[-STEPS_IN_CHECKPOINT:]],
         "step": at.step,
         "train_loss": at.losses.train_loss,
         "val_loss": at.losses.val_loss,

@@ -19,6 +19,7 @@ from gptjobs.layout import Layout
 from worker.trainer import optim, shards, stored
 from worker.trainer.device import Device
 from worker.trainer.model import GPT, INIT_STD
+from worker.trainer.recorder import Step
 
 
 @dataclass
@@ -51,6 +52,8 @@ class TrainingState:
     losses: Losses = field(default_factory=Losses)
     detector: Detector = field(default_factory=Detector)
     """of spikes"""
+    steps: tuple[Step, ...] = ()
+    """the newest, as far as they were read from the device"""
     arithmetic: str | None = None
     """in words, see arithmetic.py"""
     newest: str | None = None
@@ -96,6 +99,7 @@ def load(layout: Layout, plan: Plan, start: Checkpoint | None, device: Device) -
         state.patience = Patience(**saved["patience"])
         if "detector" in saved:  # a file from before there was one has none
             state.detector = Detector.from_dict(saved["detector"])
+        state.steps = tuple(Step(**{**each, "norms": tuple(each["norms"])}) for each in saved.get("steps", ()))
         state.losses, state.written_step = manifest.losses, manifest.step
     return state
 
