@@ -1,18 +1,19 @@
 """What steps that were run again say: whether a spike is in the text, the optimizer, the rate or the device."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gptjobs.diagnosis import OUTLIER, OUTLIER_NOISES, noise
+from gptjobs.diagnosis import LEVEL_STEPS, OUTLIER, OUTLIER_NOISES, noise
 
 AS_IT_WAS, RESET, TENTH = "as it was", "moments reset", "a tenth of the rate"
 """the variants that are run"""
 FEWEST = 8
 """batches beside the steps, to hold theirs against"""
 
-Losses = Mapping[int, float]
-"""by step"""
+Losses = Mapping[int, float | None]
+"""by step; None, as NaN, for what was no number"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,28 +27,31 @@ class Judgement:
 
 def judge(recorded: Losses, text: Losses, variants: Mapping[str, Losses], steps: range, device: str) -> Judgement:
     """Of the job's own losses, those of the steps' batches by the weights of before, and those of each variant."""
-    beside = [loss for step, loss in text.items() if step < steps.start]
-    beside = beside if len(beside) >= FEWEST else [loss for step, loss in text.items() if step not in steps]
-    level, margin = _level(beside or list(text.values()))
-    of_text = _middle(text, steps)
+    beside = [_number(loss) for step, loss in text.items() if step < steps.start]
+    beside = beside if len(beside) >= FEWEST else [_number(loss) for step, loss in text.items() if step not in steps]
+    beside = beside or [_number(loss) for loss in text.values()]
+    level, of_text = statistics.median(beside), _middle(text, steps)
     evidence = [f"by the weights of before, these batches have {of_text:.4f}, others beside them {level:.4f}"]
+    if math.isinf(level):
+        words = "it is in the weights of that checkpoint already: their losses are no numbers"
+        return Judgement(where="weights", words=words, evidence=tuple(evidence))
+    margin = _margin(beside)
     if abs(of_text - level) > margin:
-        return Judgement(
-            where="text", evidence=tuple(evidence),
-            words="it is in the text: these batches are odd by the weights of before it already",
-        )  # fmt: skip
+        words = "it is in the text: these batches are odd by the weights of before it already"
+        return Judgement(where="text", words=words, evidence=tuple(evidence))
+    limit = _limit(variants[AS_IT_WAS], steps, level + margin)
     again = {name: _middle(losses, steps) for name, losses in variants.items()}
     evidence += [f"{name}: {loss:.4f}" for name, loss in again.items()]
-    rises = {name: loss > level + margin for name, loss in again.items()}
     then = _middle(recorded, steps) if any(step in steps for step in recorded) else None
     if then is not None:
         evidence.append(f"in the job: {then:.4f}")
-    if not rises[AS_IT_WAS]:
-        if then is not None and then > level + margin:
-            words = f"it is in the device that the job had: run again on {device}, the loss does not rise"
-            return Judgement(where="device", words=words, evidence=tuple(evidence))
-        return Judgement(where="nowhere", words="nothing rises in these steps", evidence=tuple(evidence))
-    where, words = _of_training(rises)
+    evidence.append(f"above {limit:.4f} it counts as risen")
+    if again[AS_IT_WAS] > limit:
+        where, words = _of_training({name: loss > limit for name, loss in again.items()})
+        return Judgement(where=where, words=words, evidence=tuple(evidence))
+    where, words = "nowhere", "nothing rises in these steps"
+    if then is not None and then > limit:
+        where, words = "device", f"it is in the device that the job had: run again on {device}, the loss does not rise"
     return Judgement(where=where, words=words, evidence=tuple(evidence))
 
 
@@ -61,12 +65,26 @@ def _of_training(rises: Mapping[str, bool]) -> tuple[str, str]:
     return "weights", "it is in the weights of that checkpoint already: go further back"
 
 
-def _level(losses: Sequence[float]) -> tuple[float, float]:
-    level = statistics.median(losses)
-    return level, max(OUTLIER_NOISES * noise(losses), OUTLIER * level)
+def _limit(as_it_was: Losses, steps: range, by_text: float) -> float:
+    """Above which the loss rose: from where it was right before these steps, as it falls from the checkpoint on, if so
+    many steps were made since that this is known."""
+    before = [_number(loss) for step, loss in sorted(as_it_was.items()) if step < steps.start][-LEVEL_STEPS:]
+    if len(before) < FEWEST or math.isinf(statistics.median(before)):
+        return by_text
+    return min(by_text, statistics.median(before) + _margin(before))
+
+
+def _margin(losses: Sequence[float]) -> float:
+    """By which a step's loss is off, of its neighbours'."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return max(OUTLIER_NOISES * noise(finite), OUTLIER * statistics.median(finite))
 
 
 def _middle(losses: Losses, steps: range) -> float:
-    """Of those that are numbers; infinite where none is."""
-    found = [losses[step] for step in steps if losses.get(step) is not None and losses[step] == losses[step]]
-    return statistics.median(found) if found else float("inf")
+    """Of those that were made; infinite where none was."""
+    return statistics.median([_number(losses[step]) for step in steps if step in losses] or [math.inf])
+
+
+def _number(loss: float | None) -> float:
+    """What is no number is above all others."""
+    return loss if loss is not None and math.isfinite(loss) else math.inf
