@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,22 +22,25 @@ MANY_LINES = 2 * NOISE_STEPS
 """of which a spike is told as it is of steps"""
 SOME_LINES = NOISE_STEPS // 2
 """of which their noise is known: a rise must be above that too"""
-_LINE_LENGTH = 1 << 16
+_MOST_GROUPS = 10_000
+"""that lines are put into, to look for a rise"""
+_LINE_LENGTH = 1 << 12
 """characters: a longer line, which no log has, is read in pieces"""
 _LARGEST = 2**53
 """step or count, up to which floats count"""
 
 _IS = r"\s*[:=]?\s*"
 _NUMBER = r"([-+]?[0-9]+\.?[0-9]*(?:e[-+]?[0-9]+)?|[-+]?nan|[-+]?inf)"
-_LINE = re.compile(rf"\b(?:step|iter|iteration){_IS}(\d{{1,15}})\b.{{0,200}}?loss{_IS}{_NUMBER}", re.IGNORECASE)
-_PARTS = {
-    "train_loss": re.compile(rf"train(?:ing)?[ _]loss{_IS}{_NUMBER}", re.IGNORECASE),
-    "val_loss": re.compile(rf"(?:val|valid|validation|eval)[ _]loss{_IS}{_NUMBER}", re.IGNORECASE),
-    "learning_rate": re.compile(rf"\b(?:lr|learning[ _]rate){_IS}{_NUMBER}", re.IGNORECASE),
-    "grad_norm": re.compile(rf"\b(?:grad(?:ient)?[ _])?norm{_IS}{_NUMBER}", re.IGNORECASE),
-    "tokens_per_s": re.compile(r"([0-9][0-9,.]*) tokens/s"),
+_LINE = re.compile(rf"\b(?:step|iter|iteration){_IS}(\d{{1,15}})\b.{{0,200}}?loss{_IS}{_NUMBER}")
+_NAMED = {
+    "train_loss": r"train(?:ing)?[ _]loss",
+    "val_loss": r"(?:val|valid|validation|eval)[ _]loss",
+    "learning_rate": r"\b(?:lr|learning[ _]rate)",
+    "grad_norm": r"\b(?:grad(?:ient)?[ _])?norm",
+    "loss": r"\bloss",
 }
-_PLAIN_LOSS = re.compile(rf"\bloss{_IS}{_NUMBER}", re.IGNORECASE)
+_VALUE = re.compile("|".join(f"(?P<{name}>{words}{_IS}{_NUMBER})" for name, words in _NAMED.items()))
+_SPEED = re.compile(r"([0-9][0-9,.]*) tokens/s")
 
 
 def of_file(path: Path, *, batch_size: int | None = None, block_size: int | None = None) -> Case:
@@ -98,12 +102,18 @@ def _holds(kind: Any, value: object) -> bool:
 
 
 def _of_words(line: str) -> Point | None:
-    found = _LINE.search(line)
+    line = line.lower()
+    found = _LINE.search(line) if "loss" in line else None
     if found is None:
         return None
-    values = {name: _number(each[1]) for name, part in _PARTS.items() if (each := part.search(line))}
-    if "train_loss" not in values and "val_loss" not in values and (plain := _PLAIN_LOSS.search(line)):
-        values["train_loss"] = _number(plain[1])
+    values: dict[str, float | None] = {}
+    for each in _VALUE.finditer(line):
+        values.setdefault(str(each.lastgroup), _number(each[(each.lastindex or 0) + 1]))
+    plain = values.pop("loss", None)
+    if not values.keys() & {"train_loss", "val_loss"}:
+        values["train_loss"] = plain
+    if speed := _SPEED.search(line):
+        values["tokens_per_s"] = _number(speed[1])
     return Point(step=int(found[1]), **values)  # type: ignore[arg-type]  # of these names all are numbers
 
 
@@ -124,9 +134,11 @@ def rises(points: Sequence[Point]) -> Iterator[Rise]:
 
 
 def _of_many(losses: Sequence[tuple[int, float]]) -> Iterator[Rise]:
-    """As the trainer's guard sees them, in lines instead of steps."""
+    """As the trainer's guard sees them, in lines, or medians of several, instead of steps."""
     detector = Detector()
-    for step, loss in losses:
+    size = 1 + len(losses) // _MOST_GROUPS
+    for first in range(0, len(losses), size):
+        step, loss = losses[first][0], statistics.median(loss for _, loss in losses[first : first + size])
         spike = detector.add(step, loss)
         if spike is not None:
             reason = _reason(spike.level, spike.now, spike.since)
