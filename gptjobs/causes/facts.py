@@ -23,7 +23,7 @@ def end_loss(points: Sequence[Point]) -> float | None:
 def lowest_loss(points: Sequence[Point]) -> float | None:
     """Of medians of SMOOTH_LINES lines."""
     losses = [loss for _, loss in losses_of(points)]
-    ends = range(min(SMOOTH_LINES, len(losses)), len(losses) + 1)
+    ends = range(min(SMOOTH_LINES, len(losses)) or 1, len(losses) + 1)
     return min((statistics.median(losses[max(0, end - SMOOTH_LINES) : end]) for end in ends), default=None)
 
 

@@ -81,12 +81,10 @@ def rate_gone(case: Case) -> Iterable[PossibleCause]:
     highest, standing = max((rate for _, rate in rates), default=0.0), stands_still(case)
     if not highest or standing is None:
         return
-    gone = [step for step, rate in rates if rate <= RATE_GONE * highest]
-    moving = max(step for step, rate in rates if rate > RATE_GONE * highest)
-    since = next((step for step in gone if step > moving), None)
-    if since is None:
+    lines_moving = max(place for place, (_, rate) in enumerate(rates) if rate > RATE_GONE * highest) + 1
+    if lines_moving == len(rates):
         return
-    part = sum(each.step >= since for each in case.points) / len(case.points)
+    since, part = rates[lines_moving][0], 1 - lines_moving / len(rates)
     yield PossibleCause(
         name="rate_gone",
         title="the learning rate has decayed to nothing",
