@@ -49,6 +49,7 @@ def unigram(case: Case) -> Iterable[PossibleCause]:
     loss, lowest = end_loss(case.points), lowest_loss(case.points)
     if case.text is None or loss is None or lowest is None:
         return
+    lowest = min(lowest, loss)
     entropy, standing, rate = case.text.unigram, stands_still(case), highest_rate(case)
     if lowest < OF_FREQUENCIES * entropy:
         return
