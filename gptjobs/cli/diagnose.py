@@ -46,7 +46,7 @@ _SHOWN = 3
 
 
 @click.command(
-    epilog="Example: gptjobs diagnose @; gptjobs diagnose old.log --data book.md --batch-size 8 --block-size 256"
+    epilog="Example: gptjobs diagnose old.log --data book.md --batch-size 8 --block-size 256   (of a job: diagnose @)"
 )
 @click.argument("what", metavar="JOB|FILE", shell_complete=complete_job)
 @click.option(
@@ -64,7 +64,7 @@ def diagnose(
     place: Place, what: str, replay: str | None, device: str | None, data: Path | None, encoding: str,
     batch_size: int | None, block_size: int | None, shows_all: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Why a loss stands still or rises: possible causes, the likeliest first, with evidence and commands that test them.
+    """Why a loss stands still or rises: possible causes, the likeliest first, with evidence and commands to test.
 
     Of a job, a metrics.jsonl, or a log with lines such as `Step 2000: train loss 6.51, val loss 6.65`. Writes
     loss_plateau_analysis.md with pictures, to outputs/JOB/ or here. docs/diagnosis.md has the rules.

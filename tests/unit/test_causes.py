@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from gptjobs import durable, planning, progress, record
 from gptjobs.case import Case, Point, of_job
 from gptjobs.causes import possible_causes
+from gptjobs.causes.facts import stands_still
 from gptjobs.cli import gptjobs
 from gptjobs.config import Plan, settle
 from gptjobs.data import tokens
@@ -94,6 +95,13 @@ def test_lines_without_numbers_are_no_causes(of: Callable[..., Case]) -> None:
 
 
 # a loss that stands still
+
+
+@pytest.mark.parametrize(("end", "stands"), [(1.955, False), (1.98, True), (2.0, True), (2.06, True), (2.4, False)])
+def test_a_loss_stands_still_that_changes_little_over_the_last_third(end: float, stands: bool) -> None:
+    """From 2 at the beginning, evenly."""
+    found = stands_still(case(points(lambda step: 2.0 + (end - 2.0) * step / 1000 * 3 / 2)))
+    assert (found is not None) is stands
 
 
 def test_a_loss_at_the_entropy_of_frequencies_is_named_first_and_no_lower_rate_is_proposed() -> None:
@@ -383,6 +391,7 @@ def test_gradients_out_of_hand_at_the_warm_ups_end_are_named() -> None:
     assert named(with_spike, "warmup").strength == 0.6
     later = case(points(falling(5.5, 1.5, 200), norm=wild), rises=(rise(),))
     assert "warmup" not in names(later)
+    assert "warmup" not in names(case(HEALTHY["wild at first"]))
     assert "warmup" not in names(case(points(falling(5.5, 1.5, 200), norm=wild), **resumed()))
 
 

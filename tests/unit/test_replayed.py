@@ -22,6 +22,8 @@ CALM = usual(range(91, 111))
 RISEN = CALM | dict.fromkeys(STEPS, HIGH)
 LOST = CALM | dict.fromkeys(STEPS, math.nan)
 
+SOON_LOST = CALM | dict.fromkeys(STEPS[4:], math.nan)
+
 
 def judged(
     recorded: Any = RISEN, text: Any = TEXT, was: Any = RISEN, reset: Any = RISEN, tenth: Any = RISEN,
@@ -49,6 +51,7 @@ def judged(
         ({"was": CALM, "reset": CALM, "tenth": CALM, "recorded": {}}, "nowhere"),
         ({"was": LOST, "reset": LOST, "tenth": CALM}, "rate"),
         ({"was": LOST, "reset": LOST, "tenth": LOST}, "weights"),
+        ({"was": SOON_LOST, "reset": SOON_LOST, "tenth": CALM}, "rate"),
     ],
 )
 def test_each_verdict_follows_from_what_rises_and_what_does_not(losses: dict[str, Any], where: str) -> None:
