@@ -9,7 +9,9 @@ from gptjobs.case import Case
 from gptjobs.causes.cause import PossibleCause
 from gptjobs.causes.facts import noise_scale, stands_still
 from gptjobs.data.inspect import Inspection
+from gptjobs.errors import Refused
 
+_TITLE = "# Why the loss of "
 _WORDS = ((0.9, "almost certain"), (0.6, "likely"), (0.35, "possible"), (0.0, "a mention"))
 
 
@@ -17,18 +19,27 @@ def in_a_word(strength: float) -> str:
     return next(word for least, word in _WORDS if strength >= least)
 
 
+def check(path: Path) -> None:
+    """Raise Refused where another one's file has this name: people write such analyses by hand."""
+    with suppress(FileNotFoundError):
+        with path.open(errors="replace") as file:
+            is_own = file.read(len(_TITLE)) == _TITLE
+        if not is_own:
+            raise Refused(f"{path} is there, and no diagnosis wrote it", hint="move it away, or another folder")
+
+
 def write(path: Path, case: Case, causes: Sequence[PossibleCause], inspection: Inspection | None) -> list[Path]:
     """Write it and its pictures, where matplotlib is there; returns what was written."""
     pictures: dict[str, Path] = {}
     with suppress(ModuleNotFoundError):
-        course = path.with_name("diagnosis.png")
+        course = path.with_suffix(".png")
         picture.draw_case(course, case)
         pictures["the course"] = course
         if inspection is not None and inspection.anomalies:
-            text = path.with_name("text.png")
+            text = path.with_name(f"{path.stem}_text.png")
             picture.draw_inspection(text, "the text", inspection)
             pictures["the text"] = text
-    lines = [f"# Why the loss of {case.name} is as it is", "", *_facts(case), ""]
+    lines = [f"{_TITLE}{case.name} is as it is", "", *_facts(case), ""]
     lines += [f"![{name}]({made.name})\n" for name, made in pictures.items()]
     if not causes:
         lines += ["Nothing speaks for any of the causes that are known here.", ""]
@@ -56,9 +67,8 @@ def _facts(case: Case) -> list[str]:
         )
     lines += [f"- {each.reason}" for each in case.rises]
     scale = noise_scale(case)
-    lines.append(
-        "- the gradient's noise was not measured: that takes steps in several parts, --micro-batch"
-        if scale is None
-        else f"- the gradient noise scale is {scale:,.0f} windows"
-    )
+    if scale is not None:
+        lines.append(f"- the gradient noise scale is {scale:,.0f} windows")
+    elif not any(each.micro_norm for each in case.points):
+        lines.append("- the gradient's noise was not measured: that takes steps in several parts, --micro-batch")
     return lines

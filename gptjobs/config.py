@@ -320,6 +320,17 @@ def switch(name: str, on: bool) -> str:
     return option(name) if on else f"--no-{option(name)[2:]}"
 
 
+def as_typed(overrides: Overrides) -> list[str]:
+    """The options that say these values; a switch that says what is usual anyway is left out."""
+    words: list[str] = []
+    for name, given in overrides.items():
+        if isinstance(given.value, bool):
+            words += [] if given.value is HYPERPARAMETERS[name].default else [switch(name, given.value)]
+        else:
+            words += [option(name), str(given.value)]
+    return words
+
+
 def settle(overrides: Overrides, *, parent: Settled | None = None, parent_step: int = 0) -> Settled:
     """Merge defaults, the checkpoint's values (`parent`, taken at `parent_step`) and the overrides.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from gptjobs import checkpoint
 from gptjobs.checkpoint import Checkpoint
-from gptjobs.config import HYPERPARAMETERS, Plan, option, switch
+from gptjobs.config import Plan, as_typed
 from gptjobs.errors import GptjobsError, RedisUnreachable
 from gptjobs.job import ANY, DEFAULT_PRIORITY, Job, JobSpec, JobState, against_again
 from gptjobs.progress import duration
@@ -256,11 +256,7 @@ def submit_command(spec: JobSpec) -> str:
     """What submits such a job, as it can be typed."""
     words = ["gptjobs", "submit", spec.kind]
     words += ["--from", spec.parent] if spec.parent else []
-    for name, given in spec.overrides.items():
-        if isinstance(given.value, bool):
-            words += [] if given.value is HYPERPARAMETERS[name].default else [switch(name, given.value)]
-        else:
-            words += [option(name), str(given.value)]
+    words += as_typed(spec.overrides)
     words += ["--name", spec.name] if spec.name else []
     words += ["--device", spec.device] if spec.device != ANY else []
     words += ["--priority", str(spec.priority)] if spec.priority != DEFAULT_PRIORITY else []

@@ -134,7 +134,7 @@ def draw_case(path: Path, case: Case) -> None:
                 va="bottom", xycoords=("axes fraction", "data"), color="0.4",
             )  # fmt: skip
         losses.set(ylabel="loss (nats a token)", title=case.name)
-        losses.legend(fontsize="small")
+        losses.legend(loc="upper right", fontsize="small")
         for axes, (name, label) in zip(others, panels, strict=True):
             axes.plot(*_over_steps(case, name), color="C2", linewidth=1)
             axes.set(ylabel=label)

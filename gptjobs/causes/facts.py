@@ -3,48 +3,58 @@
 import statistics
 from collections.abc import Sequence
 
-from gptjobs.case import Case, Point
+from gptjobs.case import Case, Point, losses_of
 from gptjobs.config import HELD_OUT_PART, ModelConfig, TrainConfig
+from gptjobs.diagnosis import RISE
 
 STANDS = 0.01
-"""of the loss, by which it must fall over the last third of the tokens; else it stands still"""
+"""of the loss, by which it must fall over the last third of the lines; else it stands still"""
 FEW_LINES = 8
 """below which nothing is said about a course"""
-
-
-def losses_of(points: Sequence[Point]) -> list[float]:
-    """Of training, else of validation."""
-    train = [each.train_loss for each in points if each.train_loss is not None]
-    validation = [each.val_loss for each in points if each.val_loss is not None]
-    return train if len(train) >= len(validation) else validation
+SMOOTH_LINES = 5
+"""whose median is a loss, as single lines are noisy"""
 
 
 def end_loss(points: Sequence[Point]) -> float | None:
-    losses = losses_of(points)
+    losses = [loss for _, loss in losses_of(points)]
     return statistics.median(losses[-max(3, len(losses) // 10) :]) if losses else None
 
 
+def lowest_loss(points: Sequence[Point]) -> float | None:
+    """Of medians of SMOOTH_LINES lines."""
+    losses = [loss for _, loss in losses_of(points)]
+    ends = range(min(SMOOTH_LINES, len(losses)) or 1, len(losses) + 1)
+    return min((statistics.median(losses[max(0, end - SMOOTH_LINES) : end]) for end in ends), default=None)
+
+
 def stands_still(case: Case) -> tuple[float, float] | None:
-    """The losses a third of the way before the end and at the end, where they differ by less than STANDS."""
-    losses = losses_of(case.points)
-    if len(losses) < FEW_LINES:
+    """The losses before the last third of the lines and at the end, where they differ by less than STANDS; None also
+    of a loss that rises."""
+    losses = [loss for _, loss in losses_of(case.points)]
+    third, tenth = len(losses) // 3, max(3, len(losses) // 10)
+    if len(losses) < FEW_LINES or third < tenth:
         return None
-    third, tenth = max(1, len(losses) // 3), max(3, len(losses) // 10)
-    before = statistics.median(losses[-third - tenth : -third] or losses[:1])
+    before = statistics.median(losses[-third - tenth : -third])
     after = statistics.median(losses[-tenth:])
-    return (before, after) if after > (1 - STANDS) * before else None
+    return (before, after) if (1 - STANDS) * before < after < (1 + RISE) * before else None
+
+
+def own_points(case: Case) -> list[Point]:
+    """Without those of the jobs before it."""
+    return [each for each in case.points if case.plan is None or each.job == case.plan.job]
 
 
 def noise_scale(case: Case) -> float | None:
-    """In windows; None where no line was measured, or the mean gradient is lost in the noise."""
+    """In windows, of the second half of the job; None where no line was measured, or the mean gradient is lost in the
+    noise."""
+    own, large = own_points(case), case.batch_size
     pairs = [
         (each.grad_norm, each.micro_norm, each.micro_windows)
-        for each in case.points[len(case.points) // 2 :]
-        if each.grad_norm and each.micro_norm and each.micro_windows
+        for each in own[len(own) // 2 :]
+        if large and each.grad_norm and each.micro_norm and each.micro_windows and each.micro_windows < large
     ]
-    if len(pairs) < FEW_LINES or case.batch_size is None:
+    if large is None or len(pairs) < FEW_LINES:
         return None
-    large = case.batch_size
     squares = [
         (
             (large * norm**2 - small * micro**2) / (large - small),
@@ -56,24 +66,29 @@ def noise_scale(case: Case) -> float | None:
     return noise / gradient if gradient > 0 and noise > 0 else None
 
 
-def is_own(case: Case, point: Point) -> bool:
-    return case.plan is None or point.job == case.plan.job
-
-
 def train_of(case: Case) -> TrainConfig | None:
     return case.plan.settled.train if case.plan else None
 
 
+def rates_of(case: Case) -> list[tuple[int, float]]:
+    """Steps and learning rates of all lines that tell one above nought."""
+    return [(each.step, each.learning_rate) for each in case.points if each.learning_rate]
+
+
 def highest_rate(case: Case) -> float | None:
-    rates = [each.learning_rate for each in case.points if each.learning_rate is not None]
+    rates = [rate for _, rate in rates_of(case)]
     rates += [each["learning_rate"] for rise in case.rises for each in rise.steps if each["step"] <= rise.since]
     return max(rates, default=None)
 
 
+def tokens_to_train_on(case: Case) -> int | None:
+    """Of the text, without what is held out."""
+    return case.text.tokens - case.text.tokens // HELD_OUT_PART if case.text else None
+
+
 def epochs_seen(case: Case) -> float | None:
-    if case.text is None or case.points[-1].tokens is None:
-        return None
-    return case.points[-1].tokens / (case.text.tokens * (HELD_OUT_PART - 1) / HELD_OUT_PART)
+    unique, seen = tokens_to_train_on(case), case.points[-1].tokens
+    return seen / unique if unique and seen is not None else None
 
 
 def parameters(model: ModelConfig) -> int:

@@ -4,7 +4,7 @@ import shlex
 import statistics
 from collections.abc import Iterable
 
-from gptjobs.case import Case
+from gptjobs.case import Case, Point
 from gptjobs.causes.cause import PossibleCause
 from gptjobs.causes.commands import nice, resume_command
 from gptjobs.causes.facts import (
@@ -12,18 +12,26 @@ from gptjobs.causes.facts import (
     end_loss,
     epochs_seen,
     highest_rate,
-    is_own,
-    losses_of,
+    lowest_loss,
     noise_scale,
+    own_points,
     parameters,
     stands_still,
+    tokens_to_train_on,
     train_of,
 )
-from gptjobs.config import HELD_OUT_PART
+from gptjobs.config import TRAIN_FIELDS, TrainConfig
 from gptjobs.slowdown import SLOW_PART
 
+OF_FREQUENCIES = 0.97
+"""of the entropy of the tokens' frequencies: a lower loss knows something of their order"""
+USUAL_RATE = 1e-3
+"""up to which a rate may be raised where nothing is learned; from there on it may be what stands in the way"""
+LOW_RATE = 1e-4
 RATE_GONE = 0.02
 """of its highest, below which a learning rate is nothing any more"""
+LONG_GONE = 0.2
+"""of the lines, for which it is"""
 CLIPPED = 0.9
 """of the lines have a gradient that is clipped"""
 CHINCHILLA = 20.0
@@ -37,69 +45,73 @@ NOISY = 4.0
 
 
 def unigram(case: Case) -> Iterable[PossibleCause]:
-    """The loss is that of a model which knows how often each token comes, and nothing of their order."""
-    loss = end_loss(case.points)
-    if case.text is None or loss is None:
+    """The loss is that of a model which knows how often each token comes at most, and nothing of their order."""
+    loss, lowest = end_loss(case.points), lowest_loss(case.points)
+    if case.text is None or loss is None or lowest is None:
         return
-    entropy = case.text.unigram
-    best = min(each for each in losses_of(case.points))
-    if best < 0.97 * entropy:
+    lowest = min(lowest, loss)
+    entropy, standing, rate = case.text.unigram, stands_still(case), highest_rate(case)
+    if lowest < OF_FREQUENCIES * entropy:
         return
-    standing, still = stands_still(case), []
+    evidence = [
+        f"the loss ends at {loss:.3f} nats, at its lowest it was {lowest:.3f}; the entropy of the text's token "
+        f"frequencies is {entropy:.3f}"
+    ]
     if standing:
-        still = [f"it stands still: {standing[0]:.3f} before the last third, {standing[1]:.3f} at the end"]
-    rate = highest_rate(case)
-    higher = f"--learning-rate {nice(3 * rate)} --warmup-steps 100" if rate else "--learning-rate 6e-4"
+        evidence.append(f"it stands still: {standing[0]:.3f} before the last third, {standing[1]:.3f} at the end")
+    is_high = rate is not None and rate > USUAL_RATE
+    if is_high:
+        evidence.append(f"the learning rate reached {rate:.3g}: a lower one may learn more")
+    else:
+        evidence.append("so a lower learning rate is the wrong cure: there is nothing yet to settle into")
+    other = TrainConfig.learning_rate if rate is None else rate / 3 if is_high else 3 * rate
+    is_few = len(case.points) <= FEW_LINES
     yield PossibleCause(
         name="unigram",
-        title="the model has learned how often each token comes, and nothing of their order",
-        strength=0.95 if standing else 0.6,
-        evidence=(
-            f"the loss ends at {loss:.3f} nats, its lowest line is {best:.3f}; the entropy of the text's token "
-            f"frequencies is {entropy:.3f}",
-            *still,
-            "so a lower learning rate is the wrong cure: there is nothing yet to settle into",
-        ),
-        against="a lower loss than the frequencies' entropy within the next million tokens at the same rate",
-        tests=(resume_command(case, f"{higher} --steps 1000"),),
+        title="the model has learned how often each token comes at most, and nothing of their order",
+        strength=0.95 if standing else 0.5 if is_few else 0.35,
+        evidence=tuple(evidence),
+        against="a loss below the frequencies' entropy within the next million tokens at the same rate",
+        tests=(resume_command(case, f"--learning-rate {nice(other)} --warmup-steps 100 --steps 1000"),),
     )
 
 
 def rate_gone(case: Case) -> Iterable[PossibleCause]:
     """The schedule has ended: nothing moves any more."""
-    rates = [each.learning_rate for each in case.points if each.learning_rate is not None]
-    standing = stands_still(case)
-    if not rates or standing is None:
+    rates = [(each.step, each.learning_rate) for each in case.points if each.learning_rate is not None]
+    highest, standing = max((rate for _, rate in rates), default=0.0), stands_still(case)
+    if not highest or standing is None:
         return
-    highest = max(rates)
-    if rates[-1] > RATE_GONE * highest:
+    lines_moving = max(place for place, (_, rate) in enumerate(rates) if rate > RATE_GONE * highest) + 1
+    if lines_moving == len(rates):
         return
-    since = next(each.step for each in reversed(case.points) if (each.learning_rate or 0.0) > RATE_GONE * highest)
+    since, part = rates[lines_moving][0], 1 - lines_moving / len(rates)
     yield PossibleCause(
         name="rate_gone",
         title="the learning rate has decayed to nothing",
-        strength=0.85,
+        strength=0.85 if part >= LONG_GONE else 0.4,
         evidence=(
-            f"since step {since} it is below {RATE_GONE:.0%} of its highest, {highest:.3g}; it ends at {rates[-1]:.3g}",
+            f"from step {since} on, {part:.0%} of the lines, it is below {RATE_GONE:.0%} of its highest, "
+            f"{highest:.3g}; it ends at {rates[-1][1]:.3g}",
             f"the loss stands still: {standing[0]:.4f} before the last third, {standing[1]:.4f} at the end",
         ),
-        against="a loss that stands still at a tenth of the highest rate as well",
+        against="a loss that stands still at a third of the highest rate as well",
         tests=(resume_command(case, f"--learning-rate {nice(highest / 3)} --schedule cosine --steps 1000"),),
     )
 
 
 def rate_too_low(case: Case) -> Iterable[PossibleCause]:
-    """It falls evenly, and slowly, at a rate far below what such models take."""
-    train, highest = train_of(case), highest_rate(case)
-    losses = losses_of(case.points)
-    if train is None or highest is None or len(losses) < FEW_LINES or highest > 1e-4 or case.rises:
+    """A rate far below what such models take, at all steps."""
+    highest = highest_rate(case)
+    if highest is None or len(case.points) < FEW_LINES or highest > LOW_RATE or case.rises:
         return
     yield PossibleCause(
         name="rate_too_low",
         title="the learning rate is low",
         strength=0.45 if stands_still(case) else 0.3,
         evidence=(
-            f"its highest is {highest:.3g}; GPT-2's sizes are usually trained at 6e-4 and more (Brown et al. 2020)",
+            f"its highest is {highest:.3g}; models of GPT-2's sizes are usually trained at a peak of 2e-4 to 6e-4 "
+            "(Brown et al. 2020, table 2.1), smaller ones at more",
         ),
         against="a loss that rises at three times the rate",
         tests=(resume_command(case, f"--learning-rate {nice(3 * highest)} --warmup-steps 50 --steps 500"),),
@@ -109,7 +121,7 @@ def rate_too_low(case: Case) -> Iterable[PossibleCause]:
 def always_clipped(case: Case) -> Iterable[PossibleCause]:
     """Nearly every gradient is scaled down: the rate is not what it says."""
     train = train_of(case)
-    norms = [each.grad_norm for each in case.points if each.grad_norm is not None]
+    norms = [each.grad_norm for each in own_points(case) if each.grad_norm is not None]
     if train is None or not train.grad_clip or len(norms) < FEW_LINES:
         return
     norms = norms[len(norms) // 10 :]
@@ -117,6 +129,7 @@ def always_clipped(case: Case) -> Iterable[PossibleCause]:
     if part < CLIPPED:
         return
     middle = statistics.median(norms)
+    wider = min(2 * middle, TRAIN_FIELDS["grad_clip"].metadata["high"])
     yield PossibleCause(
         name="clipped",
         title="the gradient is clipped all the time",
@@ -126,7 +139,7 @@ def always_clipped(case: Case) -> Iterable[PossibleCause]:
             "Adam divides by the gradient's size, so that a clip that always holds does little but even out the steps",
         ),
         against="the same course with a clip above the usual norm",
-        tests=(resume_command(case, f"--grad-clip {nice(2 * middle)} --steps 500"),),
+        tests=(resume_command(case, f"--grad-clip {nice(wider)} --steps 500"),),
     )
 
 
@@ -139,7 +152,7 @@ def noisy_batch(case: Case) -> Iterable[PossibleCause]:
     yield PossibleCause(
         name="noisy",
         title="the batch is small against the noise of the gradient",
-        strength=min(0.6, 0.25 + 0.05 * scale / case.batch_size),
+        strength=min(0.55, 0.25 + 0.05 * scale / case.batch_size),
         evidence=(
             f"the gradient noise scale is {scale:,.0f} windows, the batch has {case.batch_size}: "
             "a step is mostly noise",
@@ -151,14 +164,14 @@ def noisy_batch(case: Case) -> Iterable[PossibleCause]:
 
 def few_tokens(case: Case) -> Iterable[PossibleCause]:
     """It has not seen enough yet, or there is not enough to see."""
-    if case.plan is None or case.points[-1].tokens is None or stands_still(case) or case.rises:
+    seen = case.points[-1].tokens
+    if case.plan is None or not seen or stands_still(case) or case.rises:
         return
-    count, seen = parameters(case.plan.settled.model), case.points[-1].tokens
+    count, unique = parameters(case.plan.settled.model), tokens_to_train_on(case)
     wanted = CHINCHILLA * count
     evidence = [f"{seen:,} tokens for {count:,} parameters: {seen / count:.3g} each; {CHINCHILLA:.0f} are the usual"]
     strength = 0.4 if seen < wanted / 4 else 0.0
-    if case.text is not None:
-        unique = case.text.tokens * (HELD_OUT_PART - 1) // HELD_OUT_PART
+    if unique:
         evidence.append(f"the text has {unique:,} tokens to train on: {seen / unique:.2g} epochs so far")
         if REPEATS * unique < wanted and seen > REPEATS * unique:
             strength = 0.5
@@ -170,93 +183,109 @@ def few_tokens(case: Case) -> Iterable[PossibleCause]:
             strength=strength,
             evidence=tuple(evidence),
             against="a loss that stands still over as many tokens again",
-            tests=(resume_command(case, f"--steps {case.points[-1].step}"),),
+            tests=(resume_command(case, f"--steps {max(100, case.points[-1].step)}"),),
         )
 
 
 def overfitting(case: Case) -> Iterable[PossibleCause]:
     """Validation rises while training falls."""
-    evaluated = [each for each in case.points if each.val_loss is not None]
+    evaluated = _evaluations(case)
     if len(evaluated) < 4:
         return
-    best = min(evaluated, key=lambda each: each.val_loss or 0.0)
-    assert best.val_loss is not None and evaluated[-1].val_loss is not None
-    later = [each.train_loss for each in case.points if each.step > best.step and each.train_loss is not None]
-    earlier = [each.train_loss for each in case.points if each.step <= best.step and each.train_loss is not None]
-    rise = evaluated[-1].val_loss / best.val_loss - 1
-    if rise < OVERFIT or len(later) < 3 or not earlier or statistics.median(later) >= earlier[-1]:
+    best_step, best = min(evaluated, key=lambda each: each[1])
+    last = evaluated[-1][1]
+    later = [each.train_loss for each in case.points if each.step > best_step and each.train_loss is not None]
+    earlier = [each.train_loss for each in case.points if each.step <= best_step and each.train_loss is not None]
+    rise = min(loss for _, loss in evaluated[-2:]) / best - 1
+    if rise < OVERFIT or len(later) < 3 or not earlier:
         return
-    epochs = epochs_seen(case)
+    before, after = statistics.median(earlier[-3:]), statistics.median(later[-3:])
+    if after >= before:
+        return
+    epochs, train = epochs_seen(case), train_of(case)
+    dropout = 0.1 if train is None or train.dropout < 0.1 else min(0.5, 2 * train.dropout)
     yield PossibleCause(
         name="overfitting",
         title="the model learns its text by heart",
         strength=min(0.9, 0.6 + 2 * rise),
         evidence=(
-            f"validation loss was lowest at step {best.step}, {best.val_loss:.4f}, and ends at "
-            f"{evaluated[-1].val_loss:.4f}; training loss fell from {earlier[-1]:.4f} to {later[-1]:.4f}",
+            f"validation loss was lowest at step {best_step}, {best:.4f}, and ends at {last:.4f}; training loss fell "
+            f"from {before:.4f} to {after:.4f}",
             *([f"the text was seen {epochs:.2g} times"] if epochs else []),
         ),
-        against="a validation loss that falls with --dropout 0.1",
-        tests=(resume_command(case, "--dropout 0.1 --steps 500", which="best"),),
+        against=f"a validation loss that rises with --dropout {dropout:g} as well",
+        tests=(resume_command(case, f"--dropout {dropout:g} --steps 500", which="best"),),
     )
+
+
+def _evaluations(case: Case) -> list[tuple[int, float]]:
+    """Steps and losses, at the context of the newest: of others they do not compare."""
+    found = [(each.eval_context, each.step, each.val_loss) for each in case.points if each.val_loss is not None]
+    return [(step, loss) for context, step, loss in found if context == found[-1][0]]
 
 
 def slowdown(case: Case) -> Iterable[PossibleCause]:
     """Fewer tokens a second than at first. That costs time and no loss."""
     told = [str(each["reason"]) for each in case.slow]
-    speeds = [(each.step, each.tokens_per_s) for each in case.points if each.tokens_per_s and is_own(case, each)]
+    speeds = [(each.step, each.tokens_per_s) for each in own_points(case) if each.tokens_per_s]
     if len(speeds) >= 2 * FEW_LINES:
         usual = statistics.median(speed for _, speed in speeds[1 : FEW_LINES + 1])
         now = statistics.median(speed for _, speed in speeds[-FEW_LINES:])
         if now < SLOW_PART * usual:
-            since = next(step for step, speed in reversed(speeds) if speed >= SLOW_PART * usual)
+            fast = max(step for step, speed in speeds if speed >= SLOW_PART * usual)
             told.insert(
-                0, f"{now:,.0f} tokens/s at the end, {usual:,.0f} at first; below {SLOW_PART:.0%} since step {since}"
+                0, f"{now:,.0f} tokens/s at the end, {usual:,.0f} at first; below {SLOW_PART:.0%} after step {fast}"
             )
     if told:
+        logs = [f"gptjobs logs {shlex.quote(case.reference)}"] if case.reference else []
         yield PossibleCause(
             name="slow",
             title="training became slower, which costs time and no loss",
             strength=0.35,
             evidence=tuple(told),
             against="the same speed on an idle, cool host",
-            tests=(f"gptjobs doctor && gptjobs logs {case.reference}".strip(),),
+            tests=("gptjobs doctor", *logs),
         )
 
 
 def wrong_axis(case: Case) -> Iterable[PossibleCause]:
     """The job and its parent do not compare by step, or not by their validation losses."""
-    plan = case.plan
-    if plan is None or not case.parents:
+    if case.plan is None or not case.parents:
         return
-    parent = next(iter(case.parents))
-    old, new = case.parents[parent].settled.train, plan.settled.train
-    sizes = [each.batch_size * each.block_size for each in (old, new)]
-    evidence = []
-    if sizes[0] != sizes[1]:
-        own = [each for each in case.points if is_own(case, each)]
-        before = [each for each in case.points if not is_own(case, each)]
-        taken = (own[-1].tokens or 0) - (before[-1].tokens or 0)
-        evidence.append(
-            f"a step was {sizes[0]:,} tokens before and is {sizes[1]:,} now: the "
-            f"{own[-1].step - before[-1].step:,} steps since are {taken:,} tokens, as many as "
-            f"{taken / sizes[0]:,.0f} of the steps before"
-        )
-    contexts = list(dict.fromkeys(each.eval_context for each in case.points if each.val_loss is not None))
+    parent, plan = next(iter(case.parents.items()))
+    old, new = plan.settled.train, case.plan.settled.train
+    contexts = _contexts(case)
+    evidence = _in_steps_of_before(own_points(case), old.batch_size * old.block_size, new.batch_size * new.block_size)
     if len(contexts) > 1:
-        last = {each.eval_context: each.val_loss for each in case.points if each.val_loss is not None}
-        losses = ", ".join(f"{last[each]:.4f} at context {each}" for each in contexts)
+        losses = ", ".join(f"{loss:.4f} at context {context}" for context, loss in contexts.items())
         evidence.append(f"validation losses are of several contexts: {losses}; a shorter one has a higher loss")
-    if evidence:
-        context = min(each for each in contexts if each) if contexts else new.block_size
-        yield PossibleCause(
-            name="wrong_axis",
-            title="its curve does not compare with that of before by steps, or by these losses",
-            strength=0.55 if len(contexts) > 1 else 0.3,
-            evidence=tuple(evidence),
-            against="the same order of both on tokens, evaluated at one context",
-            tests=(
-                f"gptjobs compare {parent} {shlex.quote(case.reference)} --eval-context {context}",
-                f"gptjobs plot {parent} {shlex.quote(case.reference)}",
-            ),
-        )
+    if not evidence:
+        return
+    context = min([*contexts, old.block_size, new.block_size])
+    yield PossibleCause(
+        name="wrong_axis",
+        title="its curve does not compare with that of before by steps, or by these losses",
+        strength=0.55 if len(contexts) > 1 else 0.3,
+        evidence=tuple(evidence),
+        against="the same order of both on tokens, evaluated at one context",
+        tests=(
+            f"gptjobs compare {parent} {shlex.quote(case.reference)} --eval-context {context}",
+            f"gptjobs plot {parent} {shlex.quote(case.reference)}",
+        ),
+    )
+
+
+def _in_steps_of_before(own: list[Point], old: int, new: int) -> list[str]:
+    """How far the job has come, where its steps have other sizes, in tokens."""
+    steps = own[-1].step - own[0].step
+    if old == new or not steps:
+        return []
+    return [
+        f"a step was {old:,} tokens before and is {new:,} now: the {steps:,} steps since are {steps * new:,} tokens, "
+        f"as many as {steps * new / old:,.0f} of the steps before"
+    ]
+
+
+def _contexts(case: Case) -> dict[int, float]:
+    """Each context that was evaluated at, with the newest loss there."""
+    return {each.eval_context: each.val_loss for each in case.points if each.eval_context and each.val_loss is not None}

@@ -4,23 +4,25 @@ import json
 import math
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gptjobs import analysis, case, planning, replayed
+from gptjobs import analysis, case, losslog, planning, ranges, replayed
 from gptjobs.case import Case, Odd, Rise, TextFacts
 from gptjobs.causes import possible_causes
 from gptjobs.causes.cause import PossibleCause
+from gptjobs.checkpoint import read_attempt
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_job
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.cli.source import prepared
 from gptjobs.cli.tensors import child_of, output_of
-from gptjobs.config import VOCABULARY
-from gptjobs.course import course_of
+from gptjobs.config import VOCABULARY, Plan
+from gptjobs.course import plan_of
 from gptjobs.data import inspect as inspecting
 from gptjobs.data import tokens
 from gptjobs.data.encoding import NAME as R50K
@@ -31,6 +33,8 @@ from gptjobs.job import DEVICES, plain
 from gptjobs.layout import Layout
 from gptjobs.reference import jobs_on_record, pick
 
+_REPORT = "loss_plateau_analysis.md"
+"""of a log, here"""
 _MOST_STEPS = 1000
 """that are run again"""
 _STARTS = 4096
@@ -42,7 +46,7 @@ _SHOWN = 3
 
 
 @click.command(
-    epilog="Example: gptjobs diagnose @; gptjobs diagnose old.log --data book.md --batch-size 8 --block-size 256"
+    epilog="Example: gptjobs diagnose old.log --data book.md --batch-size 8 --block-size 256   (of a job: diagnose @)"
 )
 @click.argument("what", metavar="JOB|FILE", shell_complete=complete_job)
 @click.option(
@@ -60,8 +64,7 @@ def diagnose(
     place: Place, what: str, replay: str | None, device: str | None, data: Path | None, encoding: str,
     batch_size: int | None, block_size: int | None, shows_all: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Why a loss stands still or rises: possible causes, the likeliest first, each with its evidence, what would speak
-    against it, and the command that tests it.
+    """Why a loss stands still or rises: possible causes, the likeliest first, with evidence and commands to test.
 
     Of a job, a metrics.jsonl, or a log with lines such as `Step 2000: train loss 6.51, val loss 6.65`. Writes
     loss_plateau_analysis.md with pictures, to outputs/JOB/ or here. docs/diagnosis.md has the rules.
@@ -70,8 +73,9 @@ def diagnose(
     if file.is_file():
         if replay:
             raise UsageError("steps of a file cannot be run again", hint="gptjobs diagnose JOB --replay FROM:TO")
+        report = Path(_REPORT)
+        analysis.check(report)
         found, inspection = _of_file(place, file, data, encoding, batch_size, block_size)
-        report = Path("loss_plateau_analysis.md")
     else:
         job, name = _picked(place.layout, what)
         if replay:
@@ -100,19 +104,23 @@ def _picked(layout: Layout, reference: str) -> tuple[str, str]:
         id = pick(reference, known)
     except NotFound as error:
         raise NotFound(f"{error.message}, nor a file", hint=error.hint) from error
-    names = {each.id: each.name or each.id for each in known}
-    return id, names[id]
+    name = next(each.name for each in known if each.id == id)
+    # a name means the newest job that has it
+    return id, name if name and pick(name, known) == id else id
 
 
 def _of_file(
     place: Place, file: Path, data: Path | None, encoding: str, batch_size: int | None, block_size: int | None
 ) -> tuple[Case, Inspection | None]:
-    found = case.of_file(file, batch_size=batch_size, block_size=block_size)
+    found = losslog.of_file(file, batch_size=batch_size, block_size=block_size)
     if data is None:
         output.say("--data FILE, the text that it was trained on, would tell more")
         return found, None
     text = prepared(place, data, encoding)
-    return _with_text(place.layout, found, text.source, text.token_file, encoding)
+    found, inspection = _with_text(place.layout, found, text.source, text.token_file, encoding)
+    if found.text is not None:
+        found = replace(found, text=replace(found.text, source=str(data), encoding=encoding))
+    return found, inspection
 
 
 def _of_job(layout: Layout, job: str, name: str) -> tuple[Case, Inspection | None]:
@@ -123,22 +131,50 @@ def _of_job(layout: Layout, job: str, name: str) -> tuple[Case, Inspection | Non
     if not source.is_file() or tokens.read_manifest(token_file) is None:
         output.say(f"the text {train.data} is not there any more, so nothing is said about it")
         return found, None
-    found = replace(found, rises=tuple(_with_starts(layout, job, each) for each in found.rises))
+    if tokens.digest_of(source) != found.plan.data_digest:
+        output.say(f"the text {train.data} was changed since, so nothing is said about it")
+        return found, None
+    with _missing_told():
+        found = replace(found, rises=tuple([_with_starts(layout, found.plan, each) for each in found.rises]))
     return _with_text(layout, found, source, token_file, train.encoding)
 
 
-def _with_starts(layout: Layout, job: str, rise: Rise) -> Rise:
-    """A rise with the tokens that its windows begin at."""
-    if rise.windows is None:
+@contextmanager
+def _missing_told() -> Iterator[None]:
+    """Where numpy or torch is not installed, less is known, and that is said."""
+    try:
+        yield
+    except NotFound as error:
+        output.say(f"{error.message}, so less is said about the text; {error.hint}")
+
+
+def _with_starts(layout: Layout, plan: Plan, rise: Rise) -> Rise:
+    """A rise with the tokens that its windows begin at, but those that its attempt left out."""
+    if rise.windows is None or rise.token is None:
         return rise
     first, last = rise.windows[0], min(rise.windows[1], rise.windows[0] + _STARTS)
-    (starts,) = json.loads(output_of("worker.locate", str(layout.root), job, "windows", str(first), str(last)))
-    return replace(rise, starts=tuple(starts))
+    (starts,) = json.loads(output_of("worker.locate", str(layout.root), plan.job, "windows", str(first), str(last)))
+    skips, block = read_attempt(layout, plan.job, rise.token).skips, plan.settled.train.block_size
+    skipped = ranges.several(plan.settled.train.skip_tokens)
+    seen = [
+        start
+        for place, start in enumerate(starts, start=first)
+        if not any(begins <= place < ends for begins, ends in skips)
+        and not any(start < ends and start + block >= begins for begins, ends in skipped)
+    ]
+    return replace(rise, starts=tuple(seen))
 
 
-def _with_text(layout: Layout, found: Case, source: Path, token_file: Path, encoding: str) -> tuple[Case, Inspection]:
-    with output.bytes_bar(source.stat().st_size * PASSES, f"inspecting {source.name}") as advance:
+def _with_text(
+    layout: Layout, found: Case, source: Path, token_file: Path, encoding: str
+) -> tuple[Case, Inspection | None]:
+    with _missing_told(), output.bytes_bar(source.stat().st_size * PASSES, f"inspecting {source.name}") as advance:
         inspection = inspecting.inspected(layout, source, token_file, encoding, advance)
+        return replace(found, text=_facts_of(source, inspection)), inspection
+    return found, None
+
+
+def _facts_of(source: Path, inspection: Inspection) -> TextFacts:
     odd = tuple(
         Odd(
             first=each.first, last=each.last, line=each.first_line, score=each.score, why="; ".join(each.reasons),
@@ -146,8 +182,7 @@ def _with_text(layout: Layout, found: Case, source: Path, token_file: Path, enco
         )
         for each in inspection.anomalies
     )  # fmt: skip
-    facts = TextFacts(tokens=inspection.token_count, unigram=inspection.unigram, odd=odd)
-    return replace(found, text=facts), inspection
+    return TextFacts(tokens=inspection.token_count, unigram=inspection.unigram, odd=odd)
 
 
 def _beginning(source: Path, first: int, last: int) -> str:
@@ -184,21 +219,19 @@ class _Replay:
 
 
 def _replay(layout: Layout, job: str, name: str, words: str, device: str | None, as_json: bool) -> None:
-    steps = _steps_of(words, course_of(layout, job).steps, name)
+    steps = _steps_of(words, plan_of(layout, job), name)
+    first, last = steps[0], steps[-1]
     flight = _flight_of(layout, job, steps)
-    recorded = {each["step"]: _loss(each["loss"]) for each in flight.get("steps", [])}
-    left_out = [str(each["step"]) for each in flight.get("steps", []) if each["left_out"]]
-    asked = [str(layout.root), job, str(steps.start), str(steps[-1])]
+    recorded = {each["step"]: each["loss"] for each in flight.get("steps", []) if each["step"] in steps}
+    asked = [str(layout.root), job, str(first), str(last)]
+    left_out = [str(each["step"]) for each in flight.get("steps", []) if each.get("left_out")]
     asked += [f"--token={flight['token']}", *(["--left-out", *left_out] if left_out else [])] if flight else []
     asked += [f"--device={device}"] if device else []
-    ran = _ran(asked, steps[-1])
+    ran = _ran(asked, last)
     judgement = replayed.judge(recorded, ran.text, ran.variants, steps, ran.device)
     if as_json:
-        text, variants = _as_json(ran.text), {name: _as_json(losses) for name, losses in ran.variants.items()}
-        output.as_json({
-            "job": job, "from": ran.start, "step": ran.step, "device": ran.device, "recorded": _as_json(recorded),
-            "text": text, "variants": variants, **asdict(judgement),
-        })  # fmt: skip
+        told = {"recorded": recorded, **asdict(ran), **asdict(judgement)}
+        output.as_json({"job": job, "from": ran.start, **_without_nan(told)})
         return
     output.say(f"from {ran.start or 'the first weights'}, step {ran.step}, on {ran.device}")
     columns = {"IN THE JOB": recorded, "TEXT": ran.text, **{each.upper(): it for each, it in ran.variants.items()}}
@@ -210,31 +243,31 @@ def _replay(layout: Layout, job: str, name: str, words: str, device: str | None,
         output.result(f"  {evidence}")
 
 
-def _steps_of(words: str, there: range, name: str) -> range:
-    first, _, last = words.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+def _without_nan(content: Any) -> Any:
+    """JSON has no NaN: null."""
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _steps_of(words: str, plan: Plan, name: str) -> range:
+    """What `1990:2000` means, both included. Raises UsageError for what means nothing, NotFound for steps that the job
+    has not."""
+    first, colon, last = words.partition(":")
+    if not colon or not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
         raise UsageError(f"{words} is no range of steps", hint="--replay 1990:2000")
-    if int(first) not in there or int(last) not in there:
-        made = f"{there.start} to {there.stop - 1}"
-        raise NotFound(f"job {name} has no such steps: it has {made}", hint="--replay FROM:TO within them")
+    least, most = plan.settled.start_step + 1, plan.settled.end_step
+    if int(first) < least or int(last) > most:
+        raise NotFound(f"job {name} has the steps {least} to {most}", hint=f"--replay {least}:{most}, or fewer of them")
     return range(int(first), int(last) + 1)
 
 
 def _flight_of(layout: Layout, job: str, steps: range) -> Mapping[str, Any]:
     """The flight record with most of these steps, of the first attempt where several have as many: there the spike
     was, and not in the attempt that went back. Nothing where none has one."""
-    found = sorted(case.flights(layout, job), key=lambda each: (each["token"], each["steps"][-1]["step"]))
+    found = case.flights(layout, job)
     most = max(found, key=lambda each: sum(step["step"] in steps for step in each["steps"]), default={})
     return most if any(step["step"] in steps for step in most.get("steps", ())) else {}
-
-
-def _loss(value: float | None) -> float:
-    """What is no number is as high as can be."""
-    return math.inf if value is None else value
-
-
-def _as_json(losses: Mapping[int, float]) -> dict[int, float | None]:
-    return {step: loss if math.isfinite(loss) else None for step, loss in losses.items()}
 
 
 def _ran(asked: list[str], last: int) -> _Replay:
@@ -251,9 +284,9 @@ def _ran(asked: list[str], last: int) -> _Replay:
                 )
             ran.variants = {each: {} for each in said["variants"]}
         elif "text" in said:
-            ran.text = {int(step): _loss(loss) for step, loss in said["text"].items()}
+            ran.text = {int(step): loss for step, loss in said["text"].items()}
         elif "variant" in said:
-            ran.variants[said["variant"]][said["step"]] = _loss(said["loss"])
+            ran.variants[said["variant"]][said["step"]] = said["loss"]
     if not ran.text or not all(last in losses for losses in ran.variants.values()):
         raise GptjobsError("the replay ended early", hint="what it said stands above")
     return ran

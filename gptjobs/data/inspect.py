@@ -122,10 +122,11 @@ def inspected(
 ) -> Inspection:
     """The inspection of a source, which is made once and then stands beside its tokens."""
     path = layout.inspection_file(token_file)
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(OSError, ValueError, KeyError, TypeError, GptjobsError):  # none, torn, or of another version
         return _read(json.loads(path.read_bytes()), 0)
     found = inspect(layout, source, token_file, encoding, advance=advance)
-    durable.write(path, durable.to_json({"schema": SCHEMA, "inspection": asdict(found)}))
+    with suppress(OSError):  # a full or read-only disk costs the next one some seconds
+        durable.write(path, durable.to_json({"schema": SCHEMA, "inspection": asdict(found)}))
     return found
 
 

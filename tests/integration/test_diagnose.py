@@ -52,7 +52,7 @@ def test_a_job_that_met_bad_text_is_told_so_and_running_its_steps_again_agrees(
     assert words.startswith("1. the text: tokens ") and "(almost certain)" in words
     report = layout.outputs / "job" / "loss_plateau_analysis.md"
     assert words.endswith(str(report)) and first["title"] in report.read_text()
-    for name in ("diagnosis.png", "text.png"):
+    for name in ("loss_plateau_analysis.png", "loss_plateau_analysis_text.png"):
         assert (report.parent / name).read_bytes().startswith(b"\x89PNG") and f"({name})" in report.read_text()
 
     before = sorted(layout.root.rglob("*"))
@@ -101,7 +101,7 @@ def test_an_older_projects_log_is_diagnosed_too(gptjobs: Commands, tmp_path: Pat
         (("sources/text.md",), 3, "has no losses that can be read"),
         (("sources/text.md", "--replay", "1:2"), 2, "cannot be run again"),
         (("job", "--replay", "2:1"), 2, "is no range of steps"),
-        (("job", "--replay", "5:99"), 4, "has no such steps: it has 1 to 6"),
+        (("job", "--replay", "5:99"), 4, "has the steps 1 to 6"),
     ],
 )
 def test_what_cannot_be_diagnosed_is_said(

@@ -279,7 +279,7 @@ def test_a_job_without_numbers_from_its_start_has_diverged(layout: Layout, odd: 
     odd |= dict.fromkeys(range(1, 100), math.nan)
     ended = attempted(layout, planned_with(layout, "rollback"))
     assert (ended.finished.outcome, ended.finished.step) == ("diverged", NOT_FINITE_STEPS)
-    assert ended.finished.hint == "submit it again with a smaller one: --learning-rate 0.001"
+    assert ended.finished.hint == "submit it again with a smaller one: --learning-rate 0.0001"
 
 
 def test_after_going_back_outliers_are_left_out_without_another_spike(layout: Layout, odd: dict[int, float]) -> None:
