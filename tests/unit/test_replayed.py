@@ -64,7 +64,7 @@ def test_the_evidence_has_the_numbers_of_all_that_was_run() -> None:
         "at a tenth of it the loss does not rise; with Adam's moments begun anew it does not rise either"
     )
     assert "these batches have 3.0100, others beside them 3.0000" in evidence
-    assert "as it was: 6.0000; moments reset: 3.0000; a tenth of the rate: 3.0000; in the job: 6.0000" in evidence
+    assert "as it was: 6.0000; moments reset: 3.0100; a tenth of the rate: 3.0100; in the job: 6.0000" in evidence
     assert "cpu" in judged(was=CALM, reset=CALM, tenth=CALM)[1]
 
 
