@@ -11,6 +11,7 @@ from gptjobs.errors import RedisUnreachable
 
 ROOT_VARIABLE = "GPTJOBS_ROOT"
 REDIS_VARIABLE = "GPTJOBS_REDIS_URL"
+REDIS_FILE_VARIABLE = "GPTJOBS_REDIS_URL_FILE"
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 URL_FORMS = "GPTJOBS_REDIS_URL=redis://USER:PASSWORD@HOST:6379/0, or rediss://…?ssl_ca_certs=FILE for TLS"
@@ -43,13 +44,26 @@ class Settings:
 
 def load(root: Path | None = None) -> Settings:
     """Settle the root (argument, else GPTJOBS_ROOT, else the working directory) and the Redis URL
-    (GPTJOBS_REDIS_URL, else that of the root's own server, else Redis's usual port)."""
+    (GPTJOBS_REDIS_URL, else what stands in the file GPTJOBS_REDIS_URL_FILE, else that of the root's own server, else
+    Redis's usual port)."""
     where = Path(root or os.environ.get(ROOT_VARIABLE) or ".").absolute()
-    given = os.environ.get(REDIS_VARIABLE, "")
+    given = os.environ.get(REDIS_VARIABLE) or _url_in_file(os.environ.get(REDIS_FILE_VARIABLE))
     found = Settings(root=where, redis_url=given or DEFAULT_REDIS_URL, redis_url_given=bool(given))
     if not given and found.redis_url_file.is_file():
         return Settings(root=where, redis_url=found.redis_url_file.read_text().strip(), redis_url_given=False)
     return found
+
+
+def _url_in_file(name: str | None) -> str:
+    """A password in a file is in no process list, no `docker inspect` and no shell's history; empty without a name."""
+    if not name:
+        return ""
+    try:
+        return Path(name).read_text().strip()
+    except OSError as error:
+        raise RedisUnreachable(
+            f"{REDIS_FILE_VARIABLE} names a file that cannot be read: {name}: {error.strerror}", hint=URL_FORMS
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from gptjobs.local import _free_port, _server_binary
 from gptjobs.store import Store
 from tests.conftest import Commands, Workers, eventually
 from tests.e2e.test_flower import Flower
+from tests.integration.test_errors import assert_error
 from tests.integration.test_tls import TINY, listens
 
 PASSWORD = "Tell-n0body/@?"
@@ -97,3 +98,14 @@ def test_a_url_may_lie_in_a_file_that_only_its_owner_reads(layout: Layout, gptjo
     (home / "redis-url").touch(mode=0o600)
     (home / "redis-url").write_text(redis_url)
     gptjobs.ok("list", GPTJOBS_REDIS_URL="")
+
+
+def test_the_environment_may_name_a_file_with_the_url(
+    layout: Layout, gptjobs: Commands, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "url").write_text(f"{redis_url}\n")
+    named = {"GPTJOBS_REDIS_URL": "", "GPTJOBS_REDIS_URL_FILE": str(tmp_path / "url")}
+    gptjobs.ok("list", **named)
+    assert gptjobs("list", **{**named, "GPTJOBS_REDIS_URL": "redis://127.0.0.1:1/0"}).returncode == 5
+    (tmp_path / "url").unlink()
+    assert_error(gptjobs("list", **named), 5, "GPTJOBS_REDIS_URL_FILE names a file that cannot be read")
