@@ -340,16 +340,16 @@ def read_attempt(layout: Layout, job: str, token: int) -> Attempt:
 
 def attempts(layout: Layout, job: str) -> list[Attempt]:
     """The job's attempts, by token."""
-    return [read_attempt(layout, job, token) for token in sorted(_tokens(layout, job))]
+    return [read_attempt(layout, job, token) for token in sorted(tokens_of_attempts(layout, job))]
 
 
 def latest_token(layout: Layout, job: str) -> int:
     """The highest token of any attempt; 0 before the first."""
-    return max(_tokens(layout, job), default=0)
+    return max(tokens_of_attempts(layout, job), default=0)
 
 
-def _tokens(layout: Layout, job: str) -> list[int]:
-    """File servers leave files of their own, such as `._1.json`: those are no attempts."""
+def tokens_of_attempts(layout: Layout, job: str) -> list[int]:
+    """In no order. File servers leave files of their own, such as `._1.json`: those are no attempts."""
     names = [path.stem for path in layout.attempts(job).glob("*.json")]
     return [int(name) for name in names if name.isascii() and name.isdigit()]
 

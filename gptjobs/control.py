@@ -124,12 +124,12 @@ def pause(store: Store, layout: Layout, job: Job) -> JobState:
     return _ask(store, layout, job, "pause")
 
 
-def unpause(store: Store, layout: Layout, app: App, job: Job) -> JobState:
-    """Let a paused job go on, on any fitting device."""
+def unpause(store: Store, layout: Layout, app: App | None, job: Job) -> JobState:
+    """Let a paused job go on, on any fitting device. Without an `app` to ring by, an idle worker rings within a TTL."""
     if layout.is_there:
         record.take_back(layout, job.spec.id, "pause")
     state = store.ask("unpause", job.spec.id, "")
-    if state is JobState.QUEUED:
+    if state is JobState.QUEUED and app is not None:
         ring(store, app, job.spec.id)
     return state
 

@@ -242,7 +242,7 @@ class Stack:
             FLOWER_PORT=str(port),
             FLOWER_BASIC_AUTH=login,
         )
-        self.flower_url = f"http://{login}@{LOOPBACK}:{port}/tasks"
+        self.flower_url = f"http://{login}@{LOOPBACK}:{port}/runs"
 
     def _add(self, name: str, command: list[str], **variables: str) -> None:
         environment = settings.child_environment(self.settings, variables)

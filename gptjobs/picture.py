@@ -84,7 +84,7 @@ def draw_parallel(path: Path, title: str, trials: Sequence[tuple[Mapping[str, An
     from matplotlib import colormaps
 
     names = list(dict.fromkeys(name for params, _ in trials for name in params))
-    scales = [_scale([params.get(name) for params, _ in trials]) for name in names]
+    scales = [scale([params.get(name) for params, _ in trials]) for name in names]
     losses = sorted(loss for _, loss in trials)
     low, high = losses[0], losses[-1]
     with _figure(path) as figure:
@@ -98,7 +98,7 @@ def draw_parallel(path: Path, title: str, trials: Sequence[tuple[Mapping[str, An
         for place, scale in enumerate(scales):
             shown = list(scale.items())
             for value, height in shown[:: max(1, len(shown) // _TICKS)]:
-                axes.annotate(_tick(value), (place, height), fontsize="small", ha="right", va="center", xytext=(-4, 0),
+                axes.annotate(tick(value), (place, height), fontsize="small", ha="right", va="center", xytext=(-4, 0),
                               textcoords="offset points", bbox=box)  # fmt: skip
         for height, loss in ((0.0, low), (1.0, high)):
             axes.annotate(f"{loss:.4f}", (len(names), height), fontsize="small", va="center", xytext=(4, 0),
@@ -193,7 +193,7 @@ _TICKS = 12
 """values written at an axis, about"""
 
 
-def _scale(values: Sequence[Any]) -> dict[Any, float]:
+def scale(values: Sequence[Any]) -> dict[Any, float]:
     """Where each value stands on its axis, from 0 to 1, the lowest first: numbers by their size, or by their logarithm
     where they span more than a decade; others at equal distances, and what a trial left as it was below them all."""
     known = sorted({each for each in values if each is not None}, key=lambda each: (isinstance(each, str), each))
@@ -208,7 +208,7 @@ def _scale(values: Sequence[Any]) -> dict[Any, float]:
     return found | {each: place / max(1, len(known) - 1) for place, each in enumerate(known)}
 
 
-def _tick(value: Any) -> str:
+def tick(value: Any) -> str:
     return "as it was" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -6,7 +6,7 @@ and infinities, which JSON has not, are sent as null.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -141,7 +141,36 @@ class Finished:
 
 Line = StageBegan | Progress | Evaluated | CheckpointWritten | MicroBatch | Alert | ArithmeticSettled | Finished
 KINDS: dict[str, type[Line]] = {each.kind: each for each in get_args(Line)}
-_TYPES = {each: get_type_hints(each) for each in KINDS.values()}
+
+_PLAIN: Mapping[Any, frozenset[type]] = {
+    int: frozenset({int}), float: frozenset({int, float}), str: frozenset({str}), NoneType: frozenset({NoneType}),
+}  # fmt: skip
+"""what JSON has for a field of such a type: a whole number is a number too, true is none"""
+
+
+def _check_of(type_: Any) -> Callable[[Any], bool]:
+    """Tells whether a field of that type holds a value. Made once, as a job has many lines; NaN is held by none."""
+    if get_origin(type_) is Literal:
+        words = get_args(type_)
+        return lambda value: value in words
+    if get_origin(type_) is list:
+        holds = _check_of(get_args(type_)[0])
+        return lambda value: isinstance(value, list) and all(map(holds, value))
+    if get_origin(type_) is dict:
+        return lambda value: isinstance(value, dict)
+    parts = get_args(type_) if get_origin(type_) is UnionType else (type_,)
+    if all(each in _PLAIN for each in parts):
+        plain = frozenset[type]().union(*(_PLAIN[each] for each in parts))
+        return lambda value: type(value) in plain and (type(value) not in (int, float) or abs(value) <= _LARGEST)
+    checks = [_check_of(each) for each in parts]
+    return lambda value: any(holds(value) for holds in checks)
+
+
+_CHECKS = {
+    each: {field.name: _check_of(hints[field.name]) for field in fields(each)}
+    for each in KINDS.values()
+    if (hints := get_type_hints(each))
+}
 
 
 def encode(line: Line, *, seconds: float) -> str:
@@ -171,30 +200,14 @@ def from_record(record: Mapping[str, Any]) -> Line | None:
     kind = KINDS.get(str(record.get("kind")))
     if kind is None:
         return None
-    values = {each.name: record[each.name] for each in fields(kind) if each.name in record}
-    types = _TYPES[kind]
-    if not all(_holds(types[name], value) for name, value in values.items()):
+    values = {name: record[name] for name in _CHECKS[kind] if name in record}
+    checks = _CHECKS[kind]
+    if not all(checks[name](value) for name, value in values.items()):
         return None
     try:
         return kind(**values)
     except TypeError:
         return None
-
-
-def _holds(type_: Any, value: object) -> bool:
-    """Whether a field of that type holds the value: a whole number is a number too, NaN and true are none."""
-    if get_origin(type_) is Literal:
-        return value in get_args(type_)
-    if get_origin(type_) is UnionType:
-        return any(value is None if each is NoneType else _holds(each, value) for each in get_args(type_))
-    if get_origin(type_) is list:
-        return isinstance(value, list) and all(_holds(get_args(type_)[0], each) for each in value)
-    if get_origin(type_) is dict:
-        return isinstance(value, dict)
-    if isinstance(value, int | float):
-        of_its_kind = isinstance(value, type_) or isinstance(0.0, type_)
-        return not isinstance(value, bool) and of_its_kind and abs(value) <= _LARGEST
-    return isinstance(value, type_)
 
 
 def duration(seconds: float | None) -> str:

@@ -112,15 +112,24 @@ class PastAttempt:
 
 def read_attempts(layout: Layout, job: str) -> list[PastAttempt]:
     """The job's attempts, oldest first."""
-    return [_read_attempt(layout, job, each) for each in checkpoint.attempts(layout, job)]
+    return [read_on(layout, job, _begun(each))[0] for each in checkpoint.attempts(layout, job)]
 
 
-def _read_attempt(layout: Layout, job: str, attempt: Attempt) -> PastAttempt:
-    ended: Outcome | None = None
-    progress: dict[str, Any] = {}
-    micro_batch = attempt.micro_batch
-    alerts = []
-    for line in history.attempt_lines(layout, job, attempt.token)[0]:
+def _begun(attempt: Attempt) -> PastAttempt:
+    return PastAttempt(attempt=attempt, ended=None, progress={}, micro_batch=attempt.micro_batch)
+
+
+def read_attempt(layout: Layout, job: str, token: int) -> tuple[PastAttempt, int]:
+    """The attempt, and the byte of its lines up to which they were read."""
+    return read_on(layout, job, _begun(checkpoint.read_attempt(layout, job, token)))
+
+
+def read_on(layout: Layout, job: str, past: PastAttempt, start: int = 0) -> tuple[PastAttempt, int]:
+    """The attempt with what its lines tell from the byte `start` on, and the byte after them."""
+    ended, micro_batch = past.ended, past.micro_batch
+    progress, alerts = dict(past.progress), list(past.alerts)
+    lines, end = history.attempt_lines(layout, job, past.attempt.token, start)
+    for line in lines:
         if line["kind"] == "ended":
             ended = Outcome.from_dict(line)
         elif line["kind"] == "progress":
@@ -129,7 +138,8 @@ def _read_attempt(layout: Layout, job: str, attempt: Attempt) -> PastAttempt:
             micro_batch = line["windows"]
         elif line["kind"] == "alert":
             alerts.append(line)
-    return PastAttempt(attempt=attempt, ended=ended, progress=progress, micro_batch=micro_batch, alerts=alerts)
+    found = PastAttempt(attempt=past.attempt, ended=ended, progress=progress, micro_batch=micro_batch, alerts=alerts)
+    return found, end
 
 
 def micro_batch(past: Sequence[PastAttempt], device: str, planned: int) -> int | None:
@@ -183,9 +193,12 @@ def _is_over(alert: dict[str, Any], newest: PastAttempt, checkpoints: Sequence[C
 
 def read_job(layout: Layout, job: str) -> Job:
     """The job as the storage root has it: ended, else as its newest attempt left it and users want it since."""
-    spec = read_spec(layout, job)
-    past = read_attempts(layout, job)
-    newest = past[-1] if past else None
+    return job_of(layout, read_spec(layout, job), read_attempts(layout, job))
+
+
+def job_of(layout: Layout, spec: JobSpec, past: Sequence[PastAttempt]) -> Job:
+    """The same of a job whose request and attempts were read."""
+    job, newest = spec.id, past[-1] if past else None
     outcome = read_outcome(layout, job)
     left = outcome or (newest.ended if newest else None)
     state = left.state if left else JobState.RUNNING if newest else JobState.QUEUED

@@ -1,7 +1,9 @@
 """What users and workers do to a sweep: put it into the queue, stop it, let it go on, and its trials too."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from gptjobs import checkpoint, control, record, trials
 from gptjobs.broker import App
@@ -32,6 +34,22 @@ def state(layout: Layout, sweep: Sweep) -> str:
     if layout.summary_file(sweep.id).is_file():
         return FINISHED
     return STOPPED if is_stopped(layout, sweep) else GOING_ON
+
+
+def overview(layout: Layout, sweep: Sweep, tried: Sequence[Tried]) -> dict[str, Any]:
+    """The sweep in a line, as `sweep list --json` shows it; `tried` are its trials."""
+    ranked = trials.rank(tried).ranked
+    return {
+        "id": sweep.id,
+        "name": sweep.name,
+        "state": state(layout, sweep),
+        "trials": sweep.trials,
+        "ended": sum(not each.goes_on for each in tried),
+        "best": ranked[0].last.val_loss if ranked and ranked[0].last else None,
+        "searched": [*sweep.changes, *map(str, sweep.dimensions)],
+        "from": sweep.parent,
+        "submitted_at": sweep.submitted_at,
+    }
 
 
 def stop(store: Store, layout: Layout, sweep: Sweep) -> list[str]:

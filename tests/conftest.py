@@ -22,6 +22,10 @@ WAIT_S = 90.0
 VARIABLES = ("CHECKPOINT_PATH", "BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "RESUME_STEPS", "TRAINING_DATA_SOURCE")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pictures", type=Path, metavar="FOLDER", help="where tests/e2e/test_runs.py writes its pictures")
+
+
 def eventually(look: Callable[[], Value], limit_s: float = WAIT_S) -> Value:
     """What `look` returns once that is true; fails after `limit_s`."""
     deadline = time.monotonic() + limit_s

@@ -29,7 +29,12 @@ def group() -> None:
 @pass_place
 def list_sweeps(place: Place, as_json: bool) -> None:
     """The sweeps, oldest first."""
-    rows = [_overview(place, each) for each in trials.sweeps(place.layout)]
+    from gptjobs import sweeping
+
+    rows = [
+        sweeping.overview(place.layout, each, trials.read(place.layout, each.id))
+        for each in trials.sweeps(place.layout)
+    ]
     if as_json:
         output.as_json({"sweeps": rows})
         return
@@ -49,24 +54,6 @@ def list_sweeps(place: Place, as_json: bool) -> None:
     )  # fmt: skip
 
 
-def _overview(place: Place, sweep: Sweep) -> dict[str, Any]:
-    from gptjobs import sweeping
-
-    tried = trials.read(place.layout, sweep.id)
-    ranked = trials.rank(tried).ranked
-    return {
-        "id": sweep.id,
-        "name": sweep.name,
-        "state": sweeping.state(place.layout, sweep),
-        "trials": sweep.trials,
-        "ended": sum(not each.goes_on for each in tried),
-        "best": ranked[0].last.val_loss if ranked and ranked[0].last else None,
-        "searched": [*sweep.changes, *map(str, sweep.dimensions)],
-        "from": sweep.parent,
-        "submitted_at": sweep.submitted_at,
-    }
-
-
 @group.command(epilog="Example: gptjobs sweep show @")
 @sweep_argument
 @json_option
@@ -74,10 +61,13 @@ def _overview(place: Place, sweep: Sweep) -> dict[str, Any]:
 def show(place: Place, sweep: str, as_json: bool) -> None:
     """A sweep's trials, best first, and what can be said of the differences. Trials are ranked by their validation
     losses on the same windows, at the same context, after as many tokens; others are not."""
+    from gptjobs import sweeping
+
     found = find_sweep(place.layout, sweep)
-    ranking = trials.rank(trials.read(place.layout, found.id))
+    tried = trials.read(place.layout, found.id)
+    ranking = trials.rank(tried)
     rows, verdict = findings.rows(ranking), findings.verdict_of(place.layout, found, ranking)
-    overview = _overview(place, found)
+    overview = sweeping.overview(place.layout, found, tried)
     if as_json:
         output.as_json({**overview, "rows": rows, "verdict": [each.to_dict() for each in verdict]})
         return

@@ -14,6 +14,7 @@ from tornado.web import url
 from gptjobs import broker, settings
 from gptjobs.flower.events import JobEvents
 from gptjobs.flower.pages import COLUMNS, FILES, TEMPLATES, Cancel, Files, JobsTable, Templates, write_api_error
+from gptjobs.flower.runs import HANDLERS
 from gptjobs.flower.task import JobTask
 
 flower.events.EventsState.Task = JobTask
@@ -21,6 +22,7 @@ flower.app.Events = JobEvents
 BaseApiHandler.write_error = write_api_error
 flower.urls.settings["template_loader"] = Templates(str(TEMPLATES))
 flower.urls.handlers[:0] = [  # the first that matches answers
+    *HANDLERS,
     url(r"/tasks/datatable", JobsTable),
     url(r"/api/task/revoke/(.+)", Cancel),
     url(r"/files/(.*)", Files, {"path": str(FILES)}, name="files"),

@@ -10,6 +10,8 @@ from tornado.ioloop import PeriodicCallback
 
 from gptjobs import settings
 from gptjobs.errors import GptjobsError, RedisUnreachable
+from gptjobs.flower.board import Board
+from gptjobs.flower.curves import Curves
 from gptjobs.job import Job
 from gptjobs.layout import Layout
 from gptjobs.store import Store
@@ -28,12 +30,14 @@ class JobEvents(Events):  # type: ignore[misc]  # Flower publishes no types
         super().__init__(*arguments, **values)
         where = settings.load()
         self.store, self.layout = Store(where.redis_url), Layout(where.root)
+        self.board, self.curves = Board(self.store, self.layout), Curves(self.layout)
         self._settled: set[str] = set()
         self._sync_timer = PeriodicCallback(self._sync, SYNC_MS)
 
     def start(self) -> None:
         super().start()
         self.io_loop.add_callback(self._sync)
+        self.io_loop.run_in_executor(None, self.board.look)  # so that who comes first finds what was long to read
         self._sync_timer.start()
 
     def on_event(self, event: Mapping[str, Any]) -> None:

@@ -67,7 +67,8 @@ class Flower:
             self._process = self._gptjobs.start(
                 "up", "--no-worker", "--flower-port", self._port, stdout=log, stderr=subprocess.STDOUT
             )
-        self.url = eventually(lambda: re.search(r"Flower  (\S+)", self._log.read_text()))[1]
+        self.runs = eventually(lambda: re.search(r"Flower  (\S+)", self._log.read_text()))[1]
+        self.url = self.runs.removesuffix("/runs") + "/tasks"
         eventually(self._answers)
 
     def _answers(self) -> bool:

@@ -127,7 +127,7 @@ def test_a_second_up_in_the_same_root_is_refused(root: Root) -> None:
 
 def test_up_starts_flower_and_says_where_with_the_password(root: Root) -> None:
     root.up()
-    match = eventually(lambda: re.search(r"Flower  http://([^@]+)@(127\.0\.0\.1:\d+)/tasks", root.log()))
+    match = eventually(lambda: re.search(r"Flower  http://([^@]+)@(127\.0\.0\.1:\d+)/runs", root.log()))
     login, address = match[1], match[2]
     assert login == (root.path / ".gptjobs" / "flower-auth").read_text()
     job = root.run("submit", "train", "-q", *SMALL, "--data", "sources/text.md", "--steps", "100000", "--name", "seen")

@@ -15,6 +15,7 @@ from gptjobs.layout import Layout
 from gptjobs.local import _free_port, _server_binary
 from tests.conftest import Commands, Workers, eventually
 from tests.e2e.test_flower import Flower
+from tests.e2e.test_runs import press
 from tests.integration.test_errors import assert_error
 from tests.integration.test_tls import TINY
 
@@ -99,6 +100,8 @@ def test_each_user_can_do_its_work(server: Server, layout: Layout, tmp_path: Pat
         eventually(lambda: json.loads(flower.ask(f"/api/task/info/{first}", login=True)[1])["step"] == 20)
         assert flower.ask("/broker", login=True)[0] == 200
         eventually(lambda: broker.TASK in flower.ask("/api/workers?refresh=1", login=True)[1])
+        assert flower.ask("/runs/data", login=True)[0] == 200
+        assert [press(flower, waits, each)[1] for each in ("pause", "unpause")] == ["paused", "queued"]
         assert flower.ask(f"/api/task/revoke/{waits}", post=True, login=True)[0] == 200
         gptjobs.ok("retry", "--from-scratch", waits)
         gptjobs.ok("worker", "drain", "worker")

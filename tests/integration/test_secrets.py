@@ -19,7 +19,8 @@ PASSWORD = "Tell-n0body/@?"
 SPELLINGS = (PASSWORD, quote(PASSWORD, safe=""))
 PAGES = (
     "/tasks", "/workers", "/broker", "/task/{job}", "/worker/{worker}", "/api/workers?refresh=1", "/api/tasks",
-    "/api/task/info/{job}", "/api/queues/length", "/metrics", "/healthcheck",
+    "/api/task/info/{job}", "/api/queues/length", "/metrics", "/healthcheck", "/runs", "/runs/data", "/runs/{job}",
+    "/runs/{job}/data", "/runs/{job}/record", "/runs/sweeps/data", "/runs/compare/data?jobs={job}",
 )  # fmt: skip
 
 
