@@ -24,10 +24,14 @@ OUTLIER = 0.1
 """An outlier is so many noises, and at least this part of the level, from it."""
 OUTLIER_NORM = 10.0
 """or where the gradient's norm is so many times its median"""
+NORM_NOISES = 8.0
+"""and so many noises above it, on a scale of logarithms, as small batches make it spread"""
 NOT_FINITE_STEPS = 10
 """in a row, without a number, are a spike"""
 LEFT_OUT_STEPS = 100
 """in a row, whose updates were left out, are a spike: the weights are what is wrong"""
+_LARGEST_LOGARITHM = 700.0
+"""of a number that there is"""
 _OF_NORMAL = 1.4826
 """the standard deviation of a normal distribution over its median distance from the median"""
 
@@ -150,8 +154,14 @@ class Detector:
         losses = [each for _, each in self._losses]
         level = statistics.median(losses[-LEVEL_STEPS:])
         margin = max(OUTLIER_NOISES * noise(losses), OUTLIER * level)
-        norm = OUTLIER_NORM * statistics.median(self._norms) if self._norms else math.inf
-        return Band(low=level - margin, high=level + margin, norm=norm or math.inf)
+        return Band(low=level - margin, high=level + margin, norm=self._norm_limit())
+
+    def _norm_limit(self) -> float:
+        logarithms = [math.log(each) for each in self._norms if each > 0]
+        if len(logarithms) < LEVEL_STEPS:
+            return math.inf
+        margin = max(math.log(OUTLIER_NORM), NORM_NOISES * noise(logarithms))
+        return math.exp(min(statistics.median(logarithms) + margin, _LARGEST_LOGARITHM))
 
     @property
     def _margin(self) -> float:

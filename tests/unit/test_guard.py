@@ -104,6 +104,17 @@ def test_a_detector_goes_on_from_what_a_checkpoint_keeps_of_it() -> None:
     assert found == expected
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_gradient_norm_that_spreads_widely_is_no_outlier_and_one_far_above_is(seed: int) -> None:
+    draw, detector = random.Random(seed), Detector()
+    for step in range(1, 2000):
+        norm, band = math.exp(draw.gauss(0, 0.6)), detector.band()
+        assert band is None or band.holds(2.0, norm), step
+        detector.add(step, 2.0 + draw.gauss(0, 0.05), norm)
+    band = detector.band()
+    assert band is not None and not band.holds(2.0, 5000.0)
+
+
 @pytest.fixture
 def spiking(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """From the 101st update on the loss is so much higher; returns the windows of all updates, as they come."""
