@@ -90,13 +90,13 @@ def draw_parallel(path: Path, title: str, trials: Sequence[tuple[Mapping[str, An
     with _figure(path) as figure:
         axes = figure.subplots()
         for params, loss in sorted(trials, key=lambda each: -each[1]):
-            heights = [scale[params.get(name)] for name, scale in zip(names, scales, strict=True)]
+            heights = [known[params.get(name)] for name, known in zip(names, scales, strict=True)]
             heights.append((loss - low) / (high - low) if high > low else 0.5)
             shade = colormaps["viridis"](0.9 * losses.index(loss) / max(1, len(losses) - 1))
             axes.plot(range(len(heights)), heights, color=shade, linewidth=1.2)
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
-        for place, scale in enumerate(scales):
-            shown = list(scale.items())
+        for place, known in enumerate(scales):
+            shown = list(known.items())
             for value, height in shown[:: max(1, len(shown) // _TICKS)]:
                 axes.annotate(tick(value), (place, height), fontsize="small", ha="right", va="center", xytext=(-4, 0),
                               textcoords="offset points", bbox=box)  # fmt: skip
