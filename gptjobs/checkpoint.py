@@ -398,8 +398,7 @@ def sweep_leftovers(layout: Layout, job: str) -> None:
     durable.sweep(layout.attempts(job), older_than_s=0.0)
     durable.sweep(layout.job_outputs(job))
     for file in (layout.metrics_file(job), layout.events_file(job)):  # which attempts alone write
-        for path in file.parent.glob(f".{file.name}.*.tmp"):
-            path.unlink(missing_ok=True)
+        durable.sweep(file.parent, older_than_s=0.0, of=f"{file.name}.*")
     for path in layout.job_checkpoints(job).glob("*.pt"):
         if not manifest_path(path).exists():
             path.unlink(missing_ok=True)

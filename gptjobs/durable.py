@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -101,12 +102,21 @@ def place(beside: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def sweep(folder: Path, *, older_than_s: float = LEFT_BEHIND_S) -> None:
-    """Remove temporary files that killed writers left in `folder`."""
-    for path in folder.glob(".*.tmp"):
+def sweep(folder: Path, *, older_than_s: float = LEFT_BEHIND_S, of: str = "*") -> None:
+    """Remove temporary files that killed writers left in `folder`: of all files, or of the one named so."""
+    for path in folder.glob(f".{of}.tmp"):
         with suppress(FileNotFoundError):  # its writer lives, or another one sweeps too
             if time.time() - path.stat().st_mtime >= older_than_s:
                 path.unlink()
+
+
+def without_nan(content: Any) -> Any:
+    """The same with null for NaN and infinities, which JSON has not."""
+    if isinstance(content, dict):
+        return {name: without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(each) for each in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def to_json(value: Any) -> bytes:

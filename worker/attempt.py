@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from gptjobs import adoption, checkpoint, durable, planning, record, storage
 from gptjobs.checkpoint import Checkpoint
-from gptjobs.config import Plan
+from gptjobs.config import ROLLBACK, Plan
 from gptjobs.data import tokens
 from gptjobs.errors import GptjobsError, NoSpace, NotFound, OutOfMemory, StorageAway
 from gptjobs.job import (
@@ -271,7 +271,7 @@ class Attempt:
         assert plan is not None and ended.finished is not None
         train, past = plan.settled.train, record.read_attempts(self._layout, self._spec.id)
         before = sum(each.ended is not None and each.ended.cause is Cause.SPIKE for each in past)
-        if train.on_spike == "rollback" and before < train.max_rollbacks:
+        if train.on_spike == ROLLBACK and before < train.max_rollbacks:
             return self._again(Cause.SPIKE, f"spike: {ended.words}", wrote_checkpoint=ended.wrote_checkpoint)
         again = f", after {before} rollbacks" if before else ""
         outcome = Outcome(state=JobState.DIVERGED, reason=f"spike: {ended.words}{again}", hint=ended.finished.hint)

@@ -8,12 +8,11 @@ variant. Nothing is written.
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from gptjobs import checkpoint
+from gptjobs import checkpoint, durable
 from gptjobs.checkpoint import Attempt, Checkpoint
 from gptjobs.config import Plan
 from gptjobs.course import plan_of
@@ -48,12 +47,7 @@ def main() -> int:
 
 
 def _say(**words: Any) -> None:
-    print(json.dumps(words), flush=True)
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
+    print(json.dumps(durable.without_nan(words)), flush=True)
 
 
 def _replay(asked: argparse.Namespace) -> None:
@@ -69,11 +63,11 @@ def _replay(asked: argparse.Namespace) -> None:
     _say(start=start.name if start else None, step=step, device=name, variants=[each.name for each in VARIANTS])
     steps = range(max(step + 1, asked.first - BESIDE), asked.last + 1 + BESIDE)
     of_text = losses_of_text(layout, plan, attempt, start, steps, device)
-    _say(text={step: _number(loss) for step, loss in of_text.items()})
+    _say(text=of_text)
     for variant in VARIANTS:
 
         def tell(step: Replayed, name: str = variant.name) -> None:
-            _say(variant=name, step=step.step, loss=_number(step.loss))
+            _say(variant=name, step=step.step, loss=step.loss)
 
         replay(layout, plan, attempt, start, asked.last, device, variant, asked.left_out, tell)
 

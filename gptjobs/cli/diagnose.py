@@ -1,7 +1,6 @@
 """`gptjobs diagnose`: why a loss stands still or rises, and what to type to find out."""
 
 import json
-import math
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from gptjobs import analysis, case, losslog, planning, ranges, replayed
+from gptjobs import analysis, case, durable, losslog, planning, ranges, replayed
 from gptjobs.case import Case, Odd, Rise, TextFacts
 from gptjobs.causes import possible_causes
 from gptjobs.causes.cause import PossibleCause
@@ -231,7 +230,7 @@ def _replay(layout: Layout, job: str, name: str, words: str, device: str | None,
     judgement = replayed.judge(recorded, ran.text, ran.variants, steps, ran.device)
     if as_json:
         told = {"recorded": recorded, **asdict(ran), **asdict(judgement)}
-        output.as_json({"job": job, "from": ran.start, **_without_nan(told)})
+        output.as_json({"job": job, "from": ran.start, **durable.without_nan(told)})
         return
     output.say(f"from {ran.start or 'the first weights'}, step {ran.step}, on {ran.device}")
     columns = {"IN THE JOB": recorded, "TEXT": ran.text, **{each.upper(): it for each, it in ran.variants.items()}}
@@ -241,13 +240,6 @@ def _replay(layout: Layout, job: str, name: str, words: str, device: str | None,
     output.result(judgement.words)
     for evidence in judgement.evidence:
         output.result(f"  {evidence}")
-
-
-def _without_nan(content: Any) -> Any:
-    """JSON has no NaN: null."""
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _steps_of(words: str, plan: Plan, name: str) -> range:

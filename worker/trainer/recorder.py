@@ -8,7 +8,6 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +102,7 @@ class Recorder:
             "seed": train.seed,
             "block_size": train.block_size,
             "groups": self.groups,
-            "steps": [_without_infinities(asdict(each)) for each in self.steps],
+            "steps": [durable.without_nan(asdict(each)) for each in self.steps],
         }
         path = self._layout.flight_file(self._plan.job, self._token, newest)
         try:
@@ -119,14 +118,3 @@ def _group(name: str) -> str:
     if "h" in parts:
         return f"block {parts[parts.index('h') + 1]}"
     return "embeddings" if parts[-2] in ("wte", "wpe") else "head"
-
-
-def _without_infinities(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: null."""
-    return {name: _finite(value) for name, value in record.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
