@@ -5,11 +5,12 @@ and infinities, which JSON has not, are sent as null.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from gptjobs import durable
 
 SCHEMA = 1
 SPIKE, FALL, OUTLIER, NOT_FINITE = "spike", "fall", "outlier", "not_finite"
@@ -177,13 +178,8 @@ def encode(line: Line, *, seconds: float) -> str:
     """One line of JSON, without its end. `seconds` since the epoch are for people: nothing is decided by
     them."""
     record = {"schema": SCHEMA, "kind": line.kind, "time": round(seconds, 3)}
-    for name, value in asdict(line).items():
-        record[name] = [_finite(each) for each in value] if isinstance(value, list) else _finite(value)
+    record |= durable.without_nan(asdict(line))
     return json.dumps(record, allow_nan=False, separators=(",", ":"))
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def decode(text: str) -> Line | None:
