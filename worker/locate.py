@@ -1,5 +1,6 @@
-"""`python -m worker.locate ROOT JOB steps|windows FIRST LAST`: where the windows begin, in tokens, that a job saw at
-these steps, or that stand at these places of its order, from the first to before the last.
+"""`python -m worker.locate ROOT JOB steps|windows FIRST LAST [TOKEN]`: where windows begin, in tokens: those that a
+job saw at these steps, or those at these places of its order that the attempt TOKEN did not leave out, from the first to
+before the last.
 
 For `gptjobs data locate` and `diagnose`; as JSON, a list for each step, or one. The order is worked out where it is
 made, with numpy and torch.
@@ -9,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from gptjobs.checkpoint import read_attempt
 from gptjobs.course import course_of
 from gptjobs.layout import Layout
 from worker.trainer.batches import Batches
@@ -16,11 +18,12 @@ from worker.trainer.batches import Batches
 
 def main() -> None:
     root, job, kind, *numbers = sys.argv[1:]
-    layout, (first, last) = Layout(Path(root)), map(int, numbers)
+    layout, (first, last, *token) = Layout(Path(root)), map(int, numbers)
     course = course_of(layout, job)
-    data = Batches.of_plan(layout, course.plan, course.attempt)
+    attempt = read_attempt(layout, job, token[0]) if token else course.attempt
+    data = Batches.of_plan(layout, course.plan, attempt)
     if kind == "windows":
-        print(json.dumps([data.at(first, last).tolist()]))
+        print(json.dumps(data.kept(first, last).tolist()))
         return
     seen, batch, found = course.windows, course.plan.settled.train.batch_size, []
     begin = course.steps.start

@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 
-from gptjobs import analysis, case, durable, losslog, planning, ranges, replayed
+from gptjobs import analysis, case, durable, losslog, planning, replayed
 from gptjobs.case import Case, Odd, Rise, TextFacts
 from gptjobs.causes import possible_causes
 from gptjobs.causes.cause import PossibleCause
-from gptjobs.checkpoint import read_attempt
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_job
 from gptjobs.cli.place import Place, json_option, pass_place
@@ -152,16 +151,8 @@ def _with_starts(layout: Layout, plan: Plan, rise: Rise) -> Rise:
     if rise.windows is None or rise.token is None:
         return rise
     first, last = rise.windows[0], min(rise.windows[1], rise.windows[0] + _STARTS)
-    (starts,) = json.loads(output_of("worker.locate", str(layout.root), plan.job, "windows", str(first), str(last)))
-    skips, block = read_attempt(layout, plan.job, rise.token).skips, plan.settled.train.block_size
-    skipped = ranges.several(plan.settled.train.skip_tokens)
-    seen = [
-        start
-        for place, start in enumerate(starts, start=first)
-        if not any(begins <= place < ends for begins, ends in skips)
-        and not any(start < ends and start + block >= begins for begins, ends in skipped)
-    ]
-    return replace(rise, starts=tuple(seen))
+    words = [str(layout.root), plan.job, "windows", str(first), str(last), str(rise.token)]
+    return replace(rise, starts=tuple(json.loads(output_of("worker.locate", *words))))
 
 
 def _with_text(

@@ -81,14 +81,23 @@ class Batches:
             seen = self._behind_skips(seen)
             places = np.arange(seen, seen + max(count, _LOOKS_AHEAD))
             starts = self.at(seen, int(places[-1]) + 1)
-            kept = ~self._is_left_out(starts)
-            for first, last in self._skips:
-                kept &= (places < first) | (places >= last)
+            kept = self._is_kept(places, starts)
             wanted = np.flatnonzero(kept)[: count - len(found)]
             found += starts[wanted].tolist()
             if len(found) == count:
                 return Following(np.array(found, dtype=np.int64), int(places[wanted[-1]]) + 1)
             seen = int(places[-1]) + 1
+
+    def kept(self, first: int, last: int) -> NDArray[np.int64]:
+        """As `at`, without the windows that are left out."""
+        places, starts = np.arange(first, last), self.at(first, last)
+        return starts[self._is_kept(places, starts)]
+
+    def _is_kept(self, places: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        kept = ~self._is_left_out(starts)
+        for first, last in self._skips:
+            kept &= (places < first) | (places >= last)
+        return kept
 
     def _first_kept(self) -> int:
         """The first window of the data that no range of tokens leaves out."""
