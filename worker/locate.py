@@ -1,6 +1,6 @@
 """`python -m worker.locate ROOT JOB steps|windows FIRST LAST [TOKEN]`: where windows begin, in tokens: those that a
-job saw at these steps, or those at these places of its order that the attempt TOKEN did not leave out, from the first to
-before the last.
+job saw at these steps, or those at these places of its order that the attempt TOKEN did not leave out, from the
+first to before the last.
 
 For `gptjobs data locate` and `diagnose`; as JSON, a list for each step, or one. The order is worked out where it is
 made, with numpy and torch.
