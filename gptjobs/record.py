@@ -74,11 +74,14 @@ def take_back(layout: Layout, job: str, request: str) -> None:
     layout.request_file(job, request).unlink(missing_ok=True)
 
 
-def write_outcome(layout: Layout, job: str, outcome: Outcome, token: int) -> None:
-    """How the job ended, said by the attempt `token` or after it. The first outcome that counts stands."""
+def write_outcome(layout: Layout, job: str, outcome: Outcome, token: int) -> Outcome:
+    """How the job ended, said by the attempt `token` or after it. The first outcome that counts stands, and is
+    returned."""
     durable.make_folder(layout.job_outputs(job))
-    if read_outcome(layout, job) is None:
+    stands = read_outcome(layout, job)
+    if stands is None:
         durable.write(layout.outcome_file(job), durable.to_json({**outcome.to_dict(), "token": token}))
+    return stands or outcome
 
 
 def read_outcome(layout: Layout, job: str) -> Outcome | None:

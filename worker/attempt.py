@@ -302,7 +302,7 @@ class Attempt:
         durable.make_folder(layout.attempts(job))
         self._write_line("ended", **outcome.to_dict())
         if outcome.state.is_terminal:
-            record.write_outcome(layout, job, outcome, self._held.lease.token)
+            outcome = record.write_outcome(layout, job, outcome, self._held.lease.token)
         try:
             if outcome.state.is_terminal and plan is not None:
                 outputs.summarise(layout, self._spec, plan, outcome)

@@ -37,6 +37,7 @@ class HeldLease:
         self._worker, self._device, self._publish = worker, device, publish
         self._progress: Mapping[str, Any] = {}
         self._offline_since: float | None = None
+        self._ending: JobState | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {spec.id}", daemon=True)
         self.state = JobState.RUNNING
@@ -102,12 +103,13 @@ class HeldLease:
             self._put_back()
 
     def _put_back(self) -> None:
-        """Redis was flushed. The highest attempt in the storage root, and only it, restores the record, unless others
-        ended the job."""
+        """Redis was flushed. The highest attempt in the storage root, and only it, restores the record, unless the job
+        ended otherwise: it was cancelled while this attempt was away, say."""
         job = self._spec.id
         storage.check(self._layout)
-        is_ended = not self._stopped.is_set() and record.read_outcome(self._layout, job) is not None
-        if is_ended or checkpoint.latest_token(self._layout, job) != self.lease.token:
+        outcome = record.read_outcome(self._layout, job)
+        ended_otherwise = outcome is not None and outcome.state is not self._ending
+        if ended_otherwise or checkpoint.latest_token(self._layout, job) != self.lease.token:
             raise Fenced
         state = record.with_requests(self._layout, job, JobState.RUNNING)
         found = replace(record.read_job(self._layout, job), state=state)
@@ -132,6 +134,7 @@ class HeldLease:
         """Tell Redis how the attempt ended, however long it takes to answer. Returns the job's state after;
         None where the lease was another's."""
         self._stop_renewing()
+        self._ending = outcome.state
         began = time.monotonic()
         while time.monotonic() - began < (DRAIN_LIMIT_S if draining.is_set() else OFFLINE_LIMIT_S):
             try:

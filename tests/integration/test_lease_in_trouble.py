@@ -1,6 +1,7 @@
 """The lease in trouble: a flush, a server that is away or full, and any order of events among many workers."""
 
 from contextlib import suppress
+from threading import Event
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gptjobs import checkpoint, record
+from gptjobs import checkpoint, control, record
 from gptjobs.job import TERMINAL, WAYS, Job, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.local import _free_port
@@ -69,6 +70,29 @@ def test_a_cancel_request_outlives_a_flush(leases: LeaseStore, layout: Layout) -
     lease._renew()
     lease._renew()
     assert lease.is_asked_to_stop
+
+
+def test_an_attempt_that_ends_after_a_flush_says_so_itself(leases: LeaseStore, layout: Layout) -> None:
+    lease, finished = held(leases, layout), Outcome(state=JobState.FINISHED, reason="finished")
+    lease._thread.start()
+    record.write_outcome(layout, JOB, finished, lease.lease.token)
+    leases._redis.flushall()
+    assert lease.finish(finished, fruitless={}, draining=Event()) is JobState.FINISHED
+    assert leases.get(JOB).state is JobState.FINISHED
+
+
+def test_an_attempt_that_was_away_does_not_finish_a_job_that_was_cancelled_meanwhile(
+    leases: LeaseStore, layout: Layout
+) -> None:
+    lease = held(leases, layout)
+    lease._renew()
+    assert leases.reap(leases.get(JOB), Outcome(state=JobState.QUEUED, reason="lost"), {}) is JobState.QUEUED
+    lease._thread.start()
+    lease._stop_renewing()
+    control.cancel(leases, layout, leases.get(JOB))
+    leases._redis.flushall()
+    assert lease.finish(Outcome(state=JobState.FINISHED, reason="finished"), fruitless={}, draining=Event()) is None
+    assert leases.all() == []
 
 
 def test_renewing_goes_on_where_the_server_went_away_while_a_record_was_put_back(
