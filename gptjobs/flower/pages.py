@@ -18,22 +18,16 @@ from gptjobs.errors import GptjobsError, NotFound
 from gptjobs.flower.task import JobTask
 from gptjobs.job import Job
 from gptjobs.layout import Layout
-from gptjobs.progress import duration
 from gptjobs.store import Store
 
 COLUMNS = {
     "job": "Job",
     "state": "State",
     "step": "Progress",
-    "train_loss": "Loss",
-    "val_loss": "Val loss",
-    "tokens_per_s": "Tokens/s",
-    "eta_s": "Left",
-    "device": "Device",
     "worker": "Worker",
     "received": "Submitted",
 }
-"""of the table, with their headings"""
+"""of the table, with their headings; the tab Runs has the rest"""
 _SORTED_BY = {"worker": "job_worker", "received": "submitted_at"}
 """Celery's own mean the worker that heard of the job last, and when: also one that did not get its lease"""
 TEMPLATES = Path(__file__).parent / "templates"
@@ -100,33 +94,9 @@ def row(task: JobTask) -> dict[str, Any]:
         "job_state": task.job_state,
         "reason": task.reason,
         "step": progress(task),
-        "train_loss": number(task.train_loss, ".4f"),
-        "val_loss": number(task.val_loss, ".4f"),
-        "tokens_per_s": number(task.tokens_per_s, ",.0f"),
-        "eta_s": "–" if task.eta_s is None else duration(task.eta_s),
-        "device": task.device or "–",
         "worker": task.job_worker,
         "received": task.submitted_at,
     }
-
-
-def facts(task: JobTask) -> list[tuple[str, str]]:
-    """What the job's own page shows below its bar."""
-    words = row(task)
-    context = f" at context {task.eval_context}" if task.eval_context else ""
-    found = [
-        ("Loss", words["train_loss"]),
-        ("Validation loss", words["val_loss"] + context),
-        ("Tokens/s", words["tokens_per_s"]),
-        ("Left", words["eta_s"]),
-        ("Device", words["device"]),
-        ("Learning rate", number(task.learning_rate, ".3g")),
-        ("Tokens", number(task.tokens, ",")),
-        ("Attempt", number(task.attempt, "")),
-        ("Worker", words["worker"] or "–"),
-    ]
-    says_more = task.reason and task.reason != task.job_state
-    return [*found, ("Reason", task.reason)] if says_more else found
 
 
 def progress(task: JobTask) -> str:
@@ -136,10 +106,6 @@ def progress(task: JobTask) -> str:
         return stage if task.done is None else f"{stage} {task.done:.0%}"
     steps = f"{task.step}/{task.end_step}"
     return steps if stage in ("", "training") else f"{steps} {stage}"
-
-
-def number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
 
 
 class Cancel(TaskRevoke):  # type: ignore[misc]

@@ -196,7 +196,5 @@ def test_the_bar_says_how_far_a_job_is(values: dict[str, Any], words: str) -> No
 
 
 def test_columns_sort_by_number_and_those_without_one_stand_together() -> None:
-    tasks = [shown_as(train_loss=each) for each in (10.5, None, 9.25, 2.0)]
-    assert [each.train_loss for each in sorted(tasks, key=lambda each: place(each, "train_loss"))] == [
-        None, 2.0, 9.25, 10.5,
-    ]  # fmt: skip
+    tasks = [shown_as(step=each) for each in (1000, None, 925, 20)]
+    assert [each.step for each in sorted(tasks, key=lambda each: place(each, "step"))] == [None, 20, 925, 1000]

@@ -4,7 +4,6 @@
     'use strict';
 
     var REFRESH_MS = 2000,
-        NUMBERS = ['train_loss', 'val_loss', 'tokens_per_s', 'eta_s'],
         TELLING_STATES = ['pausing', 'paused', 'cancelling', 'diverged'];
 
     function bar(job) {
@@ -35,8 +34,6 @@
                 if (TELLING_STATES.includes(job.job_state)) {
                     cell.append($('<div class="job-state">').text(job.job_state));
                 }
-            } else if (NUMBERS.includes(name)) {
-                cell.add(header).addClass('job-number');
             }
         });
     }
