@@ -22,6 +22,7 @@ from types import FrameType
 import psutil
 
 from gptjobs import hours
+from gptjobs.errors import UsageError
 from gptjobs.hours import Hours, on_the_clock
 
 LOOK_S = 15.0
@@ -41,7 +42,11 @@ def main() -> int:
     parser.add_argument("--on-ac-only", action="store_true", help="not on battery")
     parser.add_argument("--log", type=Path, help="the log's file, instead of standard error")
     arguments, of_worker = parser.parse_known_args()
-    log = open_log(arguments.log) if arguments.log else None
+    try:
+        log = open_log(arguments.log) if arguments.log else None
+    except OSError as error:
+        print(f"error: the log cannot be written: {arguments.log}: {error.strerror}", file=sys.stderr)
+        return UsageError.exit_code
     mains = Mains() if arguments.on_ac_only else None
     shifts = Shifts([sys.executable, "-m", "worker", "--leash", *of_worker], rest(arguments.hours, mains), log)
     for each in _STOPS:
@@ -50,16 +55,24 @@ def main() -> int:
     return shifts.run()
 
 
-class Mains:
+def is_plugged() -> bool:
     """Whether this host is on mains power, which one without a battery always is."""
+    with suppress(AttributeError, OSError, ValueError, RuntimeError):  # where a system does not tell
+        battery = psutil.sensors_battery()
+        return battery is None or battery.power_plugged is not False
+    return True
 
-    def __init__(self, plugged: Callable[[], bool] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._plugged, self._clock = plugged or is_plugged, clock
+
+class Mains:
+    """Mains power that stays, or stays away."""
+
+    def __init__(self, plugged: Callable[[], bool] = is_plugged, clock: Callable[[], float] = time.monotonic) -> None:
+        self._plugged, self._clock = plugged, clock
         self._is_on = self._plugged()
         self._otherwise_since: float | None = None
 
     def is_on(self) -> bool:
-        """As it has been for a while."""
+        """As it has been for a while; to be asked all the time."""
         if self._plugged() is self._is_on:
             self._otherwise_since = None
         elif self._otherwise_since is None:
@@ -69,21 +82,13 @@ class Mains:
         return self._is_on
 
 
-def is_plugged() -> bool:
-    with suppress(AttributeError, OSError, ValueError, RuntimeError):  # where a system does not tell
-        battery = psutil.sensors_battery()
-        return battery is None or battery.power_plugged is not False
-    return True
-
-
 def rest(within: Hours | None, mains: Mains | None, clock: Callable[[], time.struct_time] = time.localtime) -> Rest:
     def why() -> str | None:
         time.tzset()  # a host that travels
+        on_mains = mains is None or mains.is_on()
         if within is not None and not within.contain(clock()):
             return f"outside the hours {within}: until {on_the_clock(within.begin)}"
-        if mains is not None and not mains.is_on():
-            return "on battery: until it is plugged in"
-        return None
+        return None if on_mains else "on battery: until it is plugged in"
 
     return why
 
@@ -95,7 +100,8 @@ class Shifts:
     def __init__(self, command: list[str], why_rest: Rest, log: logging.Logger | None = None) -> None:
         self._command, self._why_rest, self._log = command, why_rest, log
         self._worker: subprocess.Popen[bytes] | None = None
-        self._is_resting = self._is_stopping = False
+        self._is_stopping = False
+        self._rests_for: str | None = None
         self._events: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         """the worker's exit codes, and None where this process is to stop. Its `put` is safe in a signal's handler,
         other than those of queues and events."""
@@ -112,12 +118,12 @@ class Shifts:
                 continue
             if event is not None:
                 self._worker = None
-                if self._is_stopping or not self._is_resting:
-                    return event
+                if self._is_stopping or self._rests_for is None:
+                    return event if event >= 0 else 128 - event  # killed by a signal, as a shell tells it
             elif self._worker is None:
                 return 0
             else:
-                if self._is_stopping or not self._is_resting:  # a second SIGTERM does not wait for checkpoints
+                if self._is_stopping or self._rests_for is None:  # a second SIGTERM does not wait for checkpoints
                     self._worker.send_signal(signal.SIGTERM)
                 self._is_stopping = True
 
@@ -128,13 +134,13 @@ class Shifts:
     def _look(self) -> None:
         why = self._why_rest()
         if why is None and self._worker is None:
-            self._is_resting = False
+            self._rests_for = None
             self._start()
-        elif why is not None and not self._is_resting:
-            self._is_resting = True
+        elif why is not None and why != self._rests_for:
             self._say(f"resting {why}")
-            if self._worker is not None:
+            if self._worker is not None and self._rests_for is None:
                 self._worker.send_signal(signal.SIGTERM)
+            self._rests_for = why
 
     def _start(self) -> None:
         """In a session of its own, which Ctrl-C does not reach; if this process dies, the leash drains it."""
@@ -165,7 +171,7 @@ class Shifts:
 
 def open_log(path: Path) -> logging.Logger:
     """A file that makes room for a new one before it grows too large; of the older ones some are kept."""
-    file = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=OLDER_LOGS)
+    file = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=OLDER_LOGS, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("log of the worker")
     log.setLevel(logging.INFO)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import eventually
+from tests.unit.test_supervisor import supervised
 from worker.awake import awake_for
 
 STAND_IN = """#!{python}
@@ -60,6 +61,16 @@ def test_a_mac_is_kept_awake_for_a_job_and_no_longer(
         pid, *options = words(asked)
         assert options == ["-is", "-w", str(job.pid)]
         assert is_there(int(pid))
+    assert not is_there(int(pid))
+
+
+def test_a_supervisor_keeps_a_mac_awake_while_its_child_runs(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    wait_for_it = f"while not os.path.exists({str(asked)!r}): time.sleep(0.02)"
+    ended = supervised(monkeypatch, f"{wait_for_it}\nos._exit(3)")
+    assert ended.words == "exit code 3"
+    pid, *options = words(asked)
+    assert options[:2] == ["-is", "-w"]
     assert not is_there(int(pid))
 
 

@@ -27,7 +27,9 @@ words = [each for each in sys.argv[1:] if not each.startswith("--")]
 loaded = here / "loaded"
 if (here / "refuses").exists() and (here / "refuses").read_text() in words:
     sys.exit("it does not")
-if words[0] in ("restart", "bootstrap"):
+if words[0] == "bootstrap" and loaded.exists():
+    sys.exit("Bootstrap failed: 5: Input/output error")
+elif words[0] in ("restart", "bootstrap"):
     loaded.touch()
 elif words[0] in ("stop", "bootout"):
     loaded.unlink(missing_ok=True)

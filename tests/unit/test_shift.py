@@ -2,6 +2,7 @@
 
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -128,6 +129,29 @@ def test_a_stop_while_it_drains_already_does_not_hurry_it(make: Make) -> None:
     assert scene.codes.get(timeout=20) == 0
 
 
+def test_another_reason_to_rest_is_told_and_hurries_nothing(make: Make) -> None:
+    why: list[str | None] = [None]
+    scene = make(lambda: why[0], signals=2)
+    scene.says("begins")
+    why[0] = "at first"
+    scene.says("resting at first")
+    why[0] = "at last"
+    scene.says("resting at last")
+    assert scene.shifts._worker is not None
+    scene.shifts.stop()
+    scene.shifts.stop()
+    assert scene.codes.get(timeout=20) == 0
+
+
+def test_a_worker_that_was_killed_ends_the_shifts_as_a_shell_tells_it(make: Make) -> None:
+    scene = make(lambda: None)
+    scene.says("begins")
+    worker = scene.shifts._worker
+    assert worker is not None
+    worker.kill()
+    assert scene.codes.get(timeout=20) == 128 + signal.SIGKILL
+
+
 def test_hours_that_begin_again_while_it_drains_start_it_again_once_it_has(make: Make) -> None:
     why: list[str | None] = [None]
     scene = make(lambda: why[0], signals=2)
@@ -194,6 +218,24 @@ def test_on_battery_it_rests_within_its_hours_too(monkeypatch: pytest.MonkeyPatc
     assert rest(hours.parse("22-8"), Plug(True).mains, lambda: always)() is None
     assert rest(hours.parse("22-8"), Plug(False).mains, lambda: always)() == "on battery: until it is plugged in"
     assert rest(None, None)() is None
+
+
+def test_power_that_went_outside_the_hours_starts_no_worker_when_they_begin() -> None:
+    plug, now = Plug(True), [time.struct_time((2026, 11, 28, 21, 0, 0, 5, 332, 0))]
+    why = rest(hours.parse("22-8"), plug.mains, lambda: now[0])
+    plug.is_in = False
+    assert "outside" in (why() or "")
+    plug.now += GRACE_S
+    why()
+    now[0] = time.struct_time((2026, 11, 28, 22, 0, 0, 5, 332, 0))
+    assert "on battery" in (why() or "")
+
+
+def test_a_log_that_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "worker.shift", "--log", str(tmp_path / "none" / "log")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"error: the log cannot be written: {tmp_path / 'none' / 'log'}: No such file or directory\n"
 
 
 def test_a_log_makes_room_before_it_grows_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
