@@ -16,6 +16,11 @@ REDIS_FILE_VARIABLE = "GPTJOBS_REDIS_URL_FILE"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 URL_FORMS = "GPTJOBS_REDIS_URL=redis://USER:PASSWORD@HOST:6379/0, or rediss://…?ssl_ca_certs=FILE for TLS"
 """what to type where a URL is no good"""
+_OF_WORKERS = (
+    REDIS_VARIABLE, REDIS_FILE_VARIABLE, "TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PATH",
+)  # fmt: skip
+"""what a worker, and the programs that it starts, go by"""
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _VERIFICATION = ("required", "optional", "none")
 
@@ -127,6 +132,15 @@ def child_environment(settings: Settings, extra: Mapping[str, str] | None = None
 
 def environment_with(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
+
+
+def service_environment(settings: Settings) -> dict[str, str]:
+    """What a worker that a service manager starts is to find there, of what is said here. A URL that the root's own
+    server has is not among it: that is looked up at each start."""
+    said = {name: os.environ[name] for name in _OF_WORKERS if os.environ.get(name)}
+    if said.get(REDIS_FILE_VARIABLE):
+        said[REDIS_FILE_VARIABLE] = str(Path(said[REDIS_FILE_VARIABLE]).absolute())
+    return {**said, ROOT_VARIABLE: str(settings.root)}
 
 
 def share_cores(shares: int) -> None:

@@ -79,9 +79,17 @@ def main() -> int:
         signal.signal(signal.SIGINT, _drain_at_ctrl_c)
         signal.signal(signal.SIGHUP, hang_up)  # Celery would start itself anew
 
+    fell = threading.Event()
+
+    def drain_after_a_fault(fault: threading.ExceptHookArgs) -> None:
+        """A worker without one of its threads is not to be trusted: say why, and put its jobs back."""
+        logging.error("a thread failed; the worker stops", exc_info=fault.exc_value)
+        fell.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
     hang_up = signal.SIG_IGN if ignored else _drain_at_ctrl_c
-    threading.excepthook = _drain_after_a_fault
+    threading.excepthook = drain_after_a_fault
     if arguments.leash:
         _drain_when_input_ends()
     rescue = Rescue(station)
@@ -103,7 +111,7 @@ def main() -> int:
     )
     celery_worker.start()
     rescue.stop()
-    return int(celery_worker.exitcode or 0)
+    return int(celery_worker.exitcode or fell.is_set())  # who keeps it up starts one that fell again
 
 
 def without_traceback(said: logging.LogRecord) -> bool:
@@ -151,12 +159,6 @@ def _free_name(name: str, store: LeaseStore) -> str:
 def _drain_at_ctrl_c(number: int, frame: FrameType | None) -> None:
     """As SIGTERM: a first one drains, a second one is immediate."""
     logging.info("stopping: running jobs write a checkpoint and go back to the queue; again stops at once")
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _drain_after_a_fault(fault: threading.ExceptHookArgs) -> None:
-    """A worker without one of its threads is not to be trusted: say why, and put its jobs back."""
-    logging.error("a thread failed; the worker stops", exc_info=fault.exc_value)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -19,6 +19,7 @@ from typing import IO
 from gptjobs import progress
 from gptjobs.job import Cause
 from gptjobs.progress import CheckpointWritten, Finished, Line, Progress, StageBegan
+from worker.awake import awake_for
 from worker.child import SECOND_REQUEST
 from worker.host import oom_kills
 from worker.lease import HeldLease
@@ -100,8 +101,9 @@ class Supervisor:
     def run(self) -> Ended:
         """Supervise until the child's lines end and it is gone; nothing of it is left behind, whatever happens."""
         try:
-            self._supervise()
-            code = self._child.wait()
+            with awake_for(self._child.pid):
+                self._supervise()
+                code = self._child.wait()
         finally:
             self._kill_group()
             assert self._child.stdin is not None

@@ -4,15 +4,16 @@ import os
 import sys
 import time
 from difflib import get_close_matches
+from typing import Any
 
 import click
 
 from gptjobs import settings
 from gptjobs.cli import output
 from gptjobs.cli.follow import POLL_S, detachable
+from gptjobs.cli.install import install, start_options, start_words, uninstall
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.errors import NotFound, UsageError, WaitedTooLong
-from gptjobs.job import DEVICES
 
 workers_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
 timeout_option = click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; then exit 124.")
@@ -24,18 +25,20 @@ def group() -> None:
 
 
 @group.command(epilog="Example: gptjobs worker start --device cpu --name mac")
-@click.option("--name", default="worker", help="Numbered where it is taken.  [default: worker]")
-@click.option("--device", type=click.Choice(DEVICES), help="[default: the best one here]")
-@click.option("--slots", type=click.IntRange(1), help="Jobs at once on each device.  [default: 1]")
+@start_options
 @pass_place
-def start(place: Place, name: str, device: str | None, slots: int | None) -> None:
+def start(place: Place, **chosen: Any) -> None:
     """Take jobs and train them, in the foreground. Ctrl-C or SIGTERM: running jobs write a checkpoint and go
     back to the queue."""
-    place.store.ping()
-    command = [sys.executable, "-m", "worker", "--name", name]
-    command += ["--device", device] if device else []
-    command += ["--slots", str(slots)] if slots else []
-    os.execve(sys.executable, command, settings.child_environment(place.settings))
+    in_shifts = chosen["hours"] or chosen["on_ac_only"] or chosen["log"]
+    if not in_shifts:
+        place.store.ping()  # in shifts a worker waits for it, each time that it begins
+    command = [sys.executable, "-m", "worker.shift" if in_shifts else "worker", *start_words(chosen)]
+    os.execve(sys.executable, command, settings.environment_with({settings.ROOT_VARIABLE: str(place.settings.root)}))
+
+
+group.add_command(install)
+group.add_command(uninstall)
 
 
 @group.command(epilog="Example: gptjobs worker drain mac")
