@@ -12,6 +12,7 @@ import pytest
 
 from gptjobs import checkpoint, record
 from gptjobs.history import History
+from gptjobs.local import FLOWER_PORT
 from tests.conftest import eventually
 from tests.faults.hosts import Host, Hosts, blocks
 from tests.faults.scene import TAKEN_OVER_S
@@ -95,6 +96,9 @@ def test_hosts_are_set_up_by_the_pages_own_words(make_hosts: Callable[[str], Hos
     assert "rediss://box1.lan:6380/0 answers" in said and "box2@box2 (cpu), mac@mac (cpu)" in said
     jobs = json.loads(hosts.laptop.gptjobs("list", "--json"))["jobs"]
     assert [(each["name"], each["state"]) for each in jobs] == [("first", "finished")]
+    (flower,) = blocks("flower")
+    hosts.box1.starts("flower", "sh", "-euc", flower)
+    eventually(lambda: hosts.box1.listens(FLOWER_PORT))
     examined = hosts.mac.gptjobs("doctor")
     assert "/home/mac/gpt is writable" in examined and "problem" not in examined
 
