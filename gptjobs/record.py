@@ -77,8 +77,12 @@ def take_back(layout: Layout, job: str, request: str) -> None:
 def write_outcome(layout: Layout, job: str, outcome: Outcome, token: int) -> None:
     """How the job ended, said by the attempt `token` or after it. The first outcome that counts stands."""
     durable.make_folder(layout.job_outputs(job))
-    if read_outcome(layout, job) is None:
-        durable.write(layout.outcome_file(job), durable.to_json({**outcome.to_dict(), "token": token}))
+    path, content = layout.outcome_file(job), durable.to_json({**outcome.to_dict(), "token": token})
+    try:
+        durable.create(path, content)  # not over what came while a mount hung here: it may be a later attempt's
+    except FileExistsError:
+        if read_outcome(layout, job) is None:
+            durable.write(path, content)
 
 
 def read_outcome(layout: Layout, job: str) -> Outcome | None:
