@@ -78,10 +78,14 @@ def write_outcome(layout: Layout, job: str, outcome: Outcome, token: int) -> Out
     """How the job ended, said by the attempt `token` or after it. The first outcome that counts stands, and is
     returned."""
     durable.make_folder(layout.job_outputs(job))
-    stands = read_outcome(layout, job)
-    if stands is None:
-        durable.write(layout.outcome_file(job), durable.to_json({**outcome.to_dict(), "token": token}))
-    return stands or outcome
+    path, content = layout.outcome_file(job), durable.to_json({**outcome.to_dict(), "token": token})
+    try:
+        durable.create(path, content)  # not over what came while a mount hung here: it may be a later attempt's
+    except FileExistsError:
+        if stands := read_outcome(layout, job):
+            return stands
+        durable.write(path, content)
+    return outcome
 
 
 def read_outcome(layout: Layout, job: str) -> Outcome | None:

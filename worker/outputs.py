@@ -16,11 +16,14 @@ from gptjobs.layout import Layout
 
 
 def put_together(layout: Layout, spec: JobSpec) -> History:
-    """Write `metrics.jsonl` and `events.jsonl` anew from the attempts' lines."""
-    history = History(layout, spec.id).read()
+    """Write `metrics.jsonl` and `events.jsonl` anew from the attempts' lines; once more where there were events
+    meanwhile: on a mount that hangs, a later attempt may have begun, and ended, before these files have their names."""
+    history, told = History(layout, spec.id), -1
     submitted = {"schema": 1, "kind": "submitted", "time": spec.submitted_at}
-    _write_lines(layout.metrics_file(spec.id), history.metrics)
-    _write_lines(layout.events_file(spec.id), [submitted, *history.events])
+    while len(history.read().events) > told:
+        told = len(history.events)
+        _write_lines(layout.metrics_file(spec.id), history.metrics)
+        _write_lines(layout.events_file(spec.id), [submitted, *history.events])
     return history
 
 

@@ -80,6 +80,9 @@ class Supervisor:
         )
         self._lines: queue.Queue[str | None] = queue.Queue(LINES_AHEAD)
         threading.Thread(target=self._read, name=f"lines of {self._child.pid}", daemon=True).start()
+        self._let_go = threading.Event()
+        self._leash = threading.Thread(target=self._hold_leash, name=f"leash of {self._child.pid}", daemon=True)
+        self._leash.start()
         self._finished: Finished | None = None
         self._wrote_checkpoint = False
         self._killed_for: tuple[Cause, str] | None = None
@@ -106,8 +109,8 @@ class Supervisor:
                 code = self._child.wait()
         finally:
             self._kill_group()
-            assert self._child.stdin is not None
-            self._child.stdin.close()
+            self._let_go.set()
+            self._leash.join()
         cause, words = self._killed_for or self._cause(code)
         return Ended(finished=self._finished, cause=cause, words=words, wrote_checkpoint=self._wrote_checkpoint)
 
@@ -123,7 +126,7 @@ class Supervisor:
         return cause, finished.reason or finished.outcome
 
     def _supervise(self) -> None:
-        leashed_at, looked_at = 0.0, time.monotonic()
+        looked_at = time.monotonic()
         while True:
             try:
                 line = self._lines.get(timeout=POLL_S)
@@ -137,9 +140,6 @@ class Supervisor:
             if now - looked_at > STOOD_STILL_S:
                 self._hang.forgive(now)
             looked_at = now
-            if now - leashed_at >= LEASH_S and not self._held.lost:
-                self._hold_leash()
-                leashed_at = now
             self._stop_or_kill(now)
 
     def _take(self, text: str) -> None:
@@ -155,9 +155,12 @@ class Supervisor:
             self._on_line(line, text)
 
     def _hold_leash(self) -> None:
+        """In a thread of its own: storage that hangs holds up whoever keeps the child's lines, not the leash."""
         assert self._child.stdin is not None
-        with suppress(BrokenPipeError):
-            self._child.stdin.write(b".")
+        with suppress(BrokenPipeError), self._child.stdin as leash:
+            while not self._let_go.wait(LEASH_S):
+                if not self._held.lost:
+                    leash.write(b".")
 
     def stop(self) -> None:
         """Ask the child to stop, with a checkpoint."""

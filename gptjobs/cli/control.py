@@ -50,11 +50,17 @@ def unpause(place: Place, jobs: tuple[str, ...], as_json: bool) -> None:
     _ask(place, jobs, as_json, {}, lambda job: control.unpause(place.store, place.layout, place.app, job))
 
 
+def _check_root(place: Place) -> None:
+    """Where there is one. A client without it asks through Redis alone."""
+    if place.layout.is_there:
+        place.check_root()
+
+
 def _ask(
     place: Place, jobs: tuple[str, ...], as_json: bool, words: dict[JobState, str], ask: Callable[[Job], JobState]
 ) -> None:
     """Ask it of each job, and show the state that it is in then."""
-    place.check_root()
+    _check_root(place)
     states: dict[str, str] = {}
     for job in [place.find(each).job for each in jobs]:
         id = job.spec.id
@@ -78,7 +84,7 @@ def priority(place: Place, job: str, value: int) -> None:
     """Give a job another priority; 9 is soonest. A job that trains keeps its device."""
     from gptjobs import control
 
-    place.check_root()
+    _check_root(place)
     found = place.find(job).job
     if found.state.is_terminal:
         raise Refused(f"job {found.spec.called} is {found.state}", hint=f"gptjobs retry {found.spec.id}")
@@ -95,7 +101,7 @@ def retry(place: Place, job: str, from_scratch: bool, as_json: bool) -> None:
     """A new job for the rest of one that ended, from its last good checkpoint."""
     from gptjobs import control
 
-    place.check_root()
+    _check_root(place)
     old = place.find(job).job
     spec = control.retry(place.layout, old, from_scratch=from_scratch)
     control.submit(place.store, place.layout, place.app, spec)

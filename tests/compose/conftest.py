@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.compose.stack import BUILD_LIMIT_S, GPU, Stack, docker, fresh_copy
+from tests.compose.stack import BUILD_LIMIT_S, GPU, LAN, Stack, docker, fresh_copy
 from tests.conftest import english, eventually
 
 
@@ -17,6 +17,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     made = Stack(fresh_copy(tmp_path_factory.mktemp("compose") / "gptjobs"))
     for files in ((), GPU):
         made(*files, "--profile", "*", "config", "--quiet")
+    made(*LAN, "config", "--quiet", GPTJOBS_LAN_ADDRESS="192.168.1.10")
     if docker("info", check=False).returncode:
         pytest.skip("no Docker engine answers: the files are valid, and nothing was run")
     text = made.folder / "shared_data" / "text.md"

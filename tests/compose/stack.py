@@ -16,6 +16,7 @@ from gptjobs.local import _free_port
 
 REPOSITORY = Path(__file__).parents[2]
 GPU = ("-f", "docker-compose.yml", "-f", "compose.gpu.yml")
+LAN = ("-f", "docker-compose.yml", "-f", "compose.lan.yml")
 UNPRIVILEGED = 1000
 """the uid that docker-compose.yml takes where .env names none"""
 BUILD_LIMIT_S = 1500

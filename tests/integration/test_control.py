@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptjobs import checkpoint, record
+from gptjobs import checkpoint, record, storage
 from gptjobs.job import Cause, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.store import Fenced, Lease, LeaseStore, Store
@@ -246,6 +246,19 @@ def test_a_client_without_the_root_unpauses_a_job_whose_pause_is_on_record(
     gptjobs.layout.request_file(job, "cancel").write_text("{}")  # so that no trainer is started here
     assert Attempt(gptjobs.layout, found, held, "a@host", "cpu", Drain()).run().outcome.state is JobState.CANCELLED
     assert record.asked(gptjobs.layout, job, "pause") is None
+
+
+def test_a_client_without_the_root_asks_what_one_with_it_asks(gptjobs: Commands, store: Store, tmp_path: Path) -> None:
+    store.root(storage.identity(gptjobs.layout))  # as the first worker says it
+    job = submitted(gptjobs)
+    (tmp_path / "laptop").mkdir()
+    for asked, state in (("pause", "paused"), ("unpause", "queued"), ("cancel", "cancelled")):
+        gptjobs.ok(asked, job, GPTJOBS_ROOT=str(tmp_path / "laptop"))
+        assert store.get(job).state == state
+    again = gptjobs.ok("retry", job, "--from-scratch", GPTJOBS_ROOT=str(tmp_path / "laptop"))
+    gptjobs.ok("priority", again, "9", GPTJOBS_ROOT=str(tmp_path / "laptop"))
+    assert store.get(again).priority == 9
+    assert list((tmp_path / "laptop").iterdir()) == []
 
 
 def test_an_attempt_begins_nothing_once_a_later_one_is_on_record(gptjobs: Commands, store: Store) -> None:

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gptjobs import progress
-from gptjobs.checkpoint import Losses
+from gptjobs import durable, progress
+from gptjobs.checkpoint import Losses, latest_token
 from gptjobs.config import Plan
 from gptjobs.contract import value_in_words
 from gptjobs.job import JobSpec, JobState, Outcome
@@ -70,6 +71,26 @@ def thrice(layout: Layout) -> Layout:
 
 def test_metrics_are_each_step_once_from_the_attempt_whose_step_counts(thrice: Layout) -> None:
     assert losses(thrice) == [(0, 1.0), (10, 1.1), (20, 1.2), (30, 3.3), (40, 3.4)]
+
+
+def test_an_attempt_that_hung_while_it_wrote_does_not_write_over_a_later_ones_end(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(layout, "first", 1)
+    first = commit(layout, "first", token=1, step=10)
+    write_lines(layout, 1, step(0, 1.0), step(10, 1.1))
+    write = durable.write
+
+    def hang(path: Path, content: bytes) -> None:
+        if latest_token(layout, "first") == 1:
+            begin(layout, "first", 2, start=first)
+            write_lines(layout, 2, step(10, 2.1), step(20, 2.2), Finished(outcome="finished", step=20))
+            outputs.put_together(layout, SPEC)
+        write(path, content)
+
+    monkeypatch.setattr(durable, "write", hang)
+    assert losses(layout) == [(0, 1.0), (10, 1.1), (20, 2.2)]
+    assert [each["kind"] for each in records(layout, "events.jsonl")][-1] == "finished"
 
 
 def test_before_the_newest_attempt_says_anything_metrics_end_where_it_began(thrice: Layout) -> None:

@@ -3,6 +3,7 @@
 import io
 import signal
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -182,6 +183,7 @@ def supervised(
     *lines: progress.Line,
     lease: dict[str, bool] | None = None,
     drain: Drain | None = None,
+    on_line: Callable[[Supervisor], None] = lambda made: None,
 ) -> Ended:
     """How a child ended that reports these lines, then runs `code`."""
     report = "".join(f"print({progress.encode(line, seconds=0.0)!r}, flush=True)\n" for line in lines)
@@ -189,7 +191,8 @@ def supervised(
     monkeypatch.setattr(supervisor, "POLL_S", 0.02)
     with open("/dev/null", "wb") as log:  # noqa: PTH123  # a device
         command = ["-c", f"import os, signal, sys, time\n{report}{code}"]
-        return Supervisor(command, log, held, drain or Drain(), lambda line, text: None).run()
+        made = Supervisor(command, log, held, drain or Drain(), lambda line, text: on_line(made))
+        return made.run()
 
 
 def itself(name: str) -> str:
@@ -254,6 +257,25 @@ def test_a_last_line_outweighs_the_return_code(
 ):
     ended = supervised(monkeypatch, itself("SIGKILL"), line)
     assert (ended.finished, ended.cause, ended.words) == (line, cause, words)
+
+
+LEASHED = """
+import worker.child
+worker.child.LEASH_POLL_S, worker.child.LEASH_POLLS = 0.05, 10
+worker.child.mind_the_leash()
+time.sleep(2); sys.exit(0)
+"""
+
+
+def test_who_hangs_while_keeping_a_line_holds_the_leash_on(monkeypatch: pytest.MonkeyPatch):
+    """Storage whose server is away ends no trainer."""
+    monkeypatch.setattr(supervisor, "LEASH_S", 0.05)
+
+    def hang(made: Supervisor) -> None:
+        made._child.wait()
+
+    ended = supervised(monkeypatch, LEASHED, StageBegan(stage="training"), on_line=hang)
+    assert ended.words == "exit code 0"
 
 
 def test_a_child_that_hangs_is_killed_and_said_to_hang(monkeypatch: pytest.MonkeyPatch):
