@@ -14,7 +14,8 @@ from gptjobs.config import Plan, halved
 from gptjobs.errors import Refused
 from gptjobs.job import SCHEMA, WAYS, Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
-from gptjobs.progress import FALL, NOT_FINITE, OUTLIER, SLOWDOWN, SPIKE
+from gptjobs.plateau import STANDS
+from gptjobs.progress import FALL, NOT_FINITE, OUTLIER, PLATEAU, SLOWDOWN, SPIKE
 from gptjobs.slowdown import SLOW_PART
 
 OUTLIER_STANDS_STEPS = 100
@@ -180,13 +181,16 @@ def standing_alert(newest: PastAttempt | None, checkpoints: Sequence[Checkpoint]
 
 
 def _is_over(alert: dict[str, Any], newest: PastAttempt, checkpoints: Sequence[Checkpoint]) -> bool:
-    """Of a checkpoint, once a later one was written; of a slowdown, once the newest line is as fast as usual; of an
-    outlier, some steps later."""
+    """Of a checkpoint, once a later one was written; of a slowdown, once the newest line is as fast as usual; of a
+    plateau, once the loss has left it; of an outlier, some steps later."""
     if alert["name"] in (OUTLIER, NOT_FINITE):
         return bool(newest.progress.get("step", 0) > alert["step"] + OUTLIER_STANDS_STEPS)
     if alert["name"] == SLOWDOWN:
         usual, now = alert.get("usual_tokens_per_s"), newest.progress.get("tokens_per_s")
         return bool(usual and now and now >= SLOW_PART * usual)
+    if alert["name"] == PLATEAU:
+        stood, now = alert.get("loss"), newest.progress.get("val_loss")
+        return bool(stood and now and now <= (1 - STANDS) * stood)
     is_of_checkpoint = alert["name"] == "checkpoint_failed"
     return is_of_checkpoint and bool(checkpoints) and checkpoints[-1].manifest.step > alert["step"]
 

@@ -29,7 +29,7 @@ from gptjobs.progress import Alert, CheckpointWritten, Line, Progress, StageBega
 from gptjobs.trials import PRUNED
 from worker import outputs, sweeps
 from worker.lease import HeldLease
-from worker.onlooker import Onlooker, taught_speed
+from worker.onlooker import Onlooker, taught_losses, taught_speed
 from worker.supervisor import Drain, Ended, Supervisor, encoder_command, trainer_command
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,12 @@ class Attempt:
                     self._growth = growth
                     supervisor.stop()
 
-            onlooker = Onlooker(taught_speed(layout, plan, self._device), lambda alert: self._tell(alert, log), stop)
+            onlooker = Onlooker(
+                taught_speed(layout, plan, self._device),
+                taught_losses(layout, plan),
+                lambda alert: self._tell(alert, log),
+                stop,
+            )
             supervisor = Supervisor(command, log, self._held, self._drain, keep)
             with onlooker.looking_at(supervisor.pid):
                 return supervisor.run()
