@@ -12,6 +12,7 @@ from gptjobs.errors import RedisUnreachable
 ROOT_VARIABLE = "GPTJOBS_ROOT"
 REDIS_VARIABLE = "GPTJOBS_REDIS_URL"
 REDIS_FILE_VARIABLE = "GPTJOBS_REDIS_URL_FILE"
+NOTIFY_VARIABLE = "GPTJOBS_NOTIFY"
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 URL_FORMS = "GPTJOBS_REDIS_URL=redis://USER:PASSWORD@HOST:6379/0, or rediss://…?ssl_ca_certs=FILE for TLS"
@@ -52,6 +53,11 @@ def load(root: Path | None = None) -> Settings:
     if not given and found.redis_url_file.is_file():
         return Settings(root=where, redis_url=found.redis_url_file.read_text().strip(), redis_url_given=False)
     return found
+
+
+def notify_urls() -> list[str]:
+    """Where a worker tells of every job and sweep, besides the addresses that came with them."""
+    return os.environ.get(NOTIFY_VARIABLE, "").split()
 
 
 def _url_in_file(name: str | None) -> str:
