@@ -17,7 +17,7 @@ ARG TORCH_CPU_INDEX=
 RUN if [ "$TORCH" = cpu ] && [ -n "$TORCH_CPU_INDEX" ]; then \
         pip install -q --no-deps --index-url "$TORCH_CPU_INDEX" -c constraints.txt torch; \
     fi \
-    && pip install -q -c constraints.txt '.[worker]'
+    && pip install -q -c constraints.txt '.[worker,notify]'
 
 FROM client-packages AS client-build
 COPY gptjobs gptjobs

@@ -5,6 +5,7 @@ revives one.
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,21 +15,22 @@ from gptjobs.config import OF_TRIAL, TRAIN_FIELDS, Given, Plan
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
 from gptjobs.job import Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout, new_job_id
-from gptjobs.store import Store
+from gptjobs.store import Store, Unreachable
+from gptjobs.sweep import Sweep
 
 _DONE = {"cancel": "cancelled", "pause": "paused", "unpause": "unpaused"}
 
 
-def submit(store: Store, layout: Layout, app: App, spec: JobSpec) -> bool:
-    """Queue a job; False where it was submitted before, with the same id. Raises Refused where another request
-    has this id."""
+def submit(store: Store, layout: Layout, app: App, spec: JobSpec, addresses: Sequence[str] = ()) -> bool:
+    """Queue a job, whose end is told at these addresses; False where it was submitted before, with the same id. Raises
+    Refused where another request has this id."""
     is_first, job = True, new_job(spec)
     if layout.is_there:
-        is_first = record.write_spec(layout, spec)
+        is_first = record.write_spec(layout, spec, addresses)
         job = record.read_job(layout, spec.id)
         _refuse_another(job.spec, spec)
     try:
-        is_added = not job.state.has_trainer and restore(store, layout, app, job)
+        is_added = not job.state.has_trainer and restore(store, layout, app, job, addresses)
     except RedisRefused:
         if is_first:
             record.forget(layout, spec.id)
@@ -58,10 +60,12 @@ def _asked_for(spec: JobSpec) -> tuple[object, ...]:
     return spec.kind, spec.name, dict(spec.overrides), parent, spec.device, spec.priority
 
 
-def restore(store: Store, layout: Layout, app: App, job: Job) -> bool:
+def restore(store: Store, layout: Layout, app: App, job: Job, addresses: Sequence[str] = ()) -> bool:
     """Put a job into Redis as it is on record, and ring if it waits; False where Redis has it."""
     if job.state is JobState.CANCELLED:
         _end_cancelled(layout, job.spec.id)
+    if urls := addresses or record.read_addresses(layout, job.spec.id):
+        store.keep_addresses(job.spec.id, urls)
     is_added = store.restore(job)
     if is_added:
         with suppress(RedisUnreachable):  # an idle worker rings, once it answers
@@ -100,6 +104,17 @@ def retry(layout: Layout, job: Job, *, from_scratch: bool = False) -> JobSpec:
         )
     overrides = {"steps": Given(left, "retry"), **of_one_job(plan)}
     return replace(again, kind="resume", parent=last.name, overrides=overrides)
+
+
+def addresses_of(store: Store, layout: Layout, spec: JobSpec | Sweep) -> tuple[str, ...]:
+    """Where the end of a job or a sweep is told; none where these are not for this user's eyes."""
+    if not spec.notify:
+        return ()
+    if found := record.read_addresses(layout, spec.id):
+        return found
+    with suppress(RedisUnreachable, Unreachable):
+        return store.addresses(spec.id)
+    return ()
 
 
 def of_one_job(plan: Plan) -> dict[str, Given]:

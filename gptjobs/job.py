@@ -23,6 +23,8 @@ FRUITLESS_LIMIT = 5
 BACKOFF_S = 10
 """the wait after the second loss in a row without a new checkpoint; each further one doubles it"""
 LONGEST_BACKOFF_S = 300
+MOST_ADDRESSES = 16
+"""where the end of one job is told"""
 
 
 def queue_of(device: str, gpus: int) -> str:
@@ -221,6 +223,8 @@ class JobSpec:
     """its number in the sweep"""
     to_the_end: bool = False
     """whether no pruner stops it: a user had the trial go on"""
+    notify: tuple[str, ...] = ()
+    """where its end, spikes and plateau are told, masked: the addresses themselves are secrets, see notify.py"""
     submitted_at: float
     """seconds since the epoch, for people"""
     version: str = field(default=__version__, compare=False)
@@ -259,7 +263,7 @@ class JobSpec:
 
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self)
-        record["overrides"] = overrides_to_record(self.overrides)
+        record |= {"overrides": overrides_to_record(self.overrides), "notify": list(self.notify)}
         return {"schema": SCHEMA, **record.pop("unknown"), **record}
 
     @classmethod
@@ -280,6 +284,7 @@ class JobSpec:
         values["overrides"] = overrides_from_record(record["overrides"])
         if values.get("parent") is not None:
             values["parent"] = plain(values["parent"])
+        values["notify"] = masked_from_record(record)
         values["version"] = plain(str(record.get("version", "")))
         values["unknown"] = {name: each for name, each in record.items() if name not in {*values, "schema"}}
         return _checked(cls(**values))
@@ -306,6 +311,10 @@ def _checked(spec: JobSpec) -> JobSpec:
     if wrong:
         raise Refused(f"job {spec.id} asks for what gptjobs here does not know: {wrong}")
     return spec
+
+
+def masked_from_record(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{plain(str(each)):.300}" for each in list(record.get("notify", ()))[:MOST_ADDRESSES])
 
 
 def overrides_to_record(overrides: Overrides) -> dict[str, Any]:

@@ -193,6 +193,10 @@ class Layout:
         """What a user asked of a job since its submission: cancel, pause or priority."""
         return self.outputs / job / f"{request}.json"
 
+    def addresses_file(self, job: str) -> Path:
+        """Where the end of a job or a sweep is told: secrets, for the owner's eyes alone."""
+        return self.outputs / job / "notify.json"
+
     def metrics_file(self, job: str) -> Path:
         return self.outputs / job / "metrics.jsonl"
 

@@ -14,7 +14,7 @@ from gptjobs import durable
 
 SCHEMA = 1
 SPIKE, FALL, OUTLIER, NOT_FINITE = "spike", "fall", "outlier", "not_finite"
-SLOWDOWN, MEMORY_GROWTH = "slowdown", "memory_growth"
+SLOWDOWN, MEMORY_GROWTH, PLATEAU = "slowdown", "memory_growth", "plateau"
 """names of alerts"""
 MOST_GROUPS = 256
 """of an evaluation's windows in a line"""
@@ -122,6 +122,8 @@ class Alert:
     tokens_per_s: float | None = None
     usual_tokens_per_s: float | None = None
     """of the job's own first minutes"""
+    loss: float | None = None
+    """of a plateau: where the validation loss stands"""
     host: dict[str, Any] | None = None
     """what it was like at that moment, see worker/conditions.py"""
 

@@ -14,18 +14,20 @@ from gptjobs.config import Plan, halved
 from gptjobs.errors import Refused
 from gptjobs.job import SCHEMA, WAYS, Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
-from gptjobs.progress import FALL, NOT_FINITE, OUTLIER, SLOWDOWN, SPIKE
+from gptjobs.plateau import STANDS
+from gptjobs.progress import FALL, NOT_FINITE, OUTLIER, PLATEAU, SLOWDOWN, SPIKE
 from gptjobs.slowdown import SLOW_PART
 
+OWNER_ONLY = 0o600
 OUTLIER_STANDS_STEPS = 100
 """that the alert of an outlier is still shown"""
 
 
-def write_spec(layout: Layout, spec: JobSpec) -> bool:
-    """`job.json`; False where it is there already."""
+def write_spec(layout: Layout, spec: JobSpec, addresses: Sequence[str] = ()) -> bool:
+    """`job.json`, and before it where its end is told; False where it is there already."""
     if layout.job_file(spec.id).exists():
         return False
-    durable.make_folder(layout.job_outputs(spec.id))
+    write_addresses(layout, spec.id, addresses)
     try:
         durable.create(layout.job_file(spec.id), durable.to_json(spec.to_dict()))
     except FileExistsError:
@@ -33,9 +35,26 @@ def write_spec(layout: Layout, spec: JobSpec) -> bool:
     return True
 
 
+def write_addresses(layout: Layout, id: str, addresses: Sequence[str]) -> None:
+    """Where the end of a job or a sweep is told, for the eyes of who writes it alone; in its folder, which is made."""
+    durable.make_folder(layout.job_outputs(id))
+    if addresses:
+        content = durable.to_json({"schema": SCHEMA, "notify": list(addresses)})
+        durable.write(layout.addresses_file(id), content, mode=OWNER_ONLY)
+
+
+def read_addresses(layout: Layout, id: str) -> tuple[str, ...]:
+    """None where there are none, or where they are for another user's eyes."""
+    try:
+        return tuple(json.loads(layout.addresses_file(id).read_bytes())["notify"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
 def forget(layout: Layout, job: str) -> None:
     """Take back a `job.json` that was just written, of a job that nobody took."""
     layout.job_file(job).unlink()
+    layout.addresses_file(job).unlink(missing_ok=True)
     layout.job_outputs(job).rmdir()
 
 
@@ -187,13 +206,16 @@ def standing_alert(newest: PastAttempt | None, checkpoints: Sequence[Checkpoint]
 
 
 def _is_over(alert: dict[str, Any], newest: PastAttempt, checkpoints: Sequence[Checkpoint]) -> bool:
-    """Of a checkpoint, once a later one was written; of a slowdown, once the newest line is as fast as usual; of an
-    outlier, some steps later."""
+    """Of a checkpoint, once a later one was written; of a slowdown, once the newest line is as fast as usual; of a
+    plateau, once the loss has left it; of an outlier, some steps later."""
     if alert["name"] in (OUTLIER, NOT_FINITE):
         return bool(newest.progress.get("step", 0) > alert["step"] + OUTLIER_STANDS_STEPS)
     if alert["name"] == SLOWDOWN:
         usual, now = alert.get("usual_tokens_per_s"), newest.progress.get("tokens_per_s")
         return bool(usual and now and now >= SLOW_PART * usual)
+    if alert["name"] == PLATEAU:
+        stood, now = alert.get("loss"), newest.progress.get("val_loss")
+        return bool(stood and now and now <= (1 - STANDS) * stood)
     is_of_checkpoint = alert["name"] == "checkpoint_failed"
     return is_of_checkpoint and bool(checkpoints) and checkpoints[-1].manifest.step > alert["step"]
 

@@ -12,13 +12,14 @@ from gptjobs.errors import RedisUnreachable
 ROOT_VARIABLE = "GPTJOBS_ROOT"
 REDIS_VARIABLE = "GPTJOBS_REDIS_URL"
 REDIS_FILE_VARIABLE = "GPTJOBS_REDIS_URL_FILE"
+NOTIFY_VARIABLE = "GPTJOBS_NOTIFY"
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 URL_FORMS = "GPTJOBS_REDIS_URL=redis://USER:PASSWORD@HOST:6379/0, or rediss://…?ssl_ca_certs=FILE for TLS"
 """what to type where a URL is no good"""
 _OF_WORKERS = (
-    REDIS_VARIABLE, REDIS_FILE_VARIABLE, "TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "OMP_NUM_THREADS",
-    "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PATH",
+    REDIS_VARIABLE, REDIS_FILE_VARIABLE, NOTIFY_VARIABLE, "TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR",
+    "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PATH",
 )  # fmt: skip
 """what a worker, and the programs that it starts, go by"""
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -57,6 +58,11 @@ def load(root: Path | None = None) -> Settings:
     if not given and found.redis_url_file.is_file():
         return Settings(root=where, redis_url=found.redis_url_file.read_text().strip(), redis_url_given=False)
     return found
+
+
+def notify_urls() -> list[str]:
+    """Where a worker tells of every job and sweep, besides the addresses that came with them."""
+    return os.environ.get(NOTIFY_VARIABLE, "").split()
 
 
 def _url_in_file(name: str | None) -> str:

@@ -22,6 +22,8 @@ Key schema
     gptjobs:waiting       set     ids that are queued
     gptjobs:leased        set     ids that are running, pausing or cancelling
     gptjobs:sweeps        hash    what was asked for of each sweep that goes on, by its id, JSON
+    gptjobs:notify        hash    where the end of a job or a sweep is told, by its id: URLs, JSON; secrets, which
+                                  workers read
     gptjobs:worker:<name> string  what a worker offers, JSON; expires when the worker is gone
     gptjobs:root          string  the id of the storage root that has the jobs' files
     gptjobs:asked:<name>  string  drain or stop, for that worker; expires when nobody heard it
@@ -31,7 +33,7 @@ Nothing here is decided by a clock. A worker's key expires, but that is for peop
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -65,6 +67,7 @@ JOBS = "gptjobs:jobs"
 WAITING = "gptjobs:waiting"
 LEASED = "gptjobs:leased"
 SWEEPS = "gptjobs:sweeps"
+NOTIFY = "gptjobs:notify"
 WORKER = "gptjobs:worker:"
 ASKED = "gptjobs:asked:"
 ROOT = "gptjobs:root"
@@ -292,9 +295,10 @@ class Store:
         with self._reaching():
             self._redis.hset(SWEEPS, sweep.id, _json(sweep.to_dict()))
 
-    def end_sweep(self, sweep: str) -> None:
+    def end_sweep(self, sweep: str) -> bool:
+        """Whether it went on until now: of all who say that it has ended, one is told so."""
         with self._reaching():
-            self._redis.hdel(SWEEPS, sweep)
+            return bool(self._redis.hdel(SWEEPS, sweep))
 
     def sweeps(self) -> list[Sweep]:
         """Those that go on."""
@@ -307,6 +311,19 @@ class Store:
             ):  # of a later version, or no sweep's: it hides no other
                 found.append(Sweep.from_dict(_strict.decode(each)))
         return found
+
+    def keep_addresses(self, id: str, urls: Sequence[str]) -> None:
+        """Where the end of a job or a sweep is told; what was said first counts, as of the request itself."""
+        with self._reaching():
+            self._redis.hsetnx(NOTIFY, id, json.dumps(list(urls)))
+
+    def addresses(self, id: str) -> tuple[str, ...]:
+        with self._reaching():
+            found = cast(str | None, self._redis.hget(NOTIFY, id))
+        with suppress(ValueError):
+            urls = json.loads(found or "[]")
+            return tuple(each for each in urls if isinstance(each, str)) if isinstance(urls, list) else ()
+        return ()
 
     def root(self, own: str | None = None) -> str | None:
         """The id of the storage root that has the jobs' files; a worker's `own` where nobody has said so yet."""

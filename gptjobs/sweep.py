@@ -36,6 +36,7 @@ from gptjobs.job import (
     JobSpec,
     is_override,
     is_time,
+    masked_from_record,
     overrides_from_record,
     overrides_to_record,
     plain,
@@ -207,6 +208,8 @@ class Sweep:
     """SHA-256 of the source, where the client had it"""
     device: str = ANY
     priority: int = DEFAULT_PRIORITY
+    notify: tuple[str, ...] = ()
+    """where its end is told, masked"""
     submitted_at: float
     """seconds since the epoch, for people"""
     version: str = field(default=__version__, compare=False)
@@ -221,7 +224,7 @@ class Sweep:
         return "train" if self.parent is None else "resume"
 
     def to_dict(self) -> dict[str, Any]:
-        record = {"schema": SCHEMA, **asdict(self)}
+        record = {"schema": SCHEMA, **asdict(self), "notify": list(self.notify)}
         return record | {each: overrides_to_record(getattr(self, each)) for each in ("overrides", "changes")}
 
     @classmethod
@@ -240,6 +243,7 @@ class Sweep:
             Dimension(**{**known(Dimension.__dataclass_fields__, each), "choices": tuple(each["choices"])})
             for each in record["dimensions"]
         )
+        values["notify"] = masked_from_record(record)
         return _checked(cls(**values))
 
     @property

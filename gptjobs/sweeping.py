@@ -18,10 +18,13 @@ from gptjobs.trials import FINISHED, GOING_ON, STOPPED, Tried
 STOP = "stop"
 
 
-def submit(store: Store, layout: Layout, sweep: Sweep) -> None:
+def submit(store: Store, layout: Layout, sweep: Sweep, addresses: Sequence[str] = ()) -> None:
     """Idle workers see to it from now on."""
     if layout.is_there:
+        record.write_addresses(layout, sweep.id, addresses)
         trials.write_sweep(layout, sweep)
+    if addresses:
+        store.keep_addresses(sweep.id, addresses)
     store.begin_sweep(sweep)
 
 

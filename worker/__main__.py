@@ -18,12 +18,13 @@ from types import FrameType
 from celery import signals
 from celery.platforms import SecurityWarning
 
-from gptjobs import broker, settings, storage
+from gptjobs import broker, notify, settings, storage
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from gptjobs.store import LeaseStore, Unreachable
 from worker.child import SECOND_REQUEST
 from worker.host import this_host
+from worker.messenger import Messenger
 from worker.rescue import Rescue
 from worker.tasks import Station, register
 
@@ -51,13 +52,16 @@ def main() -> int:
     try:
         store = LeaseStore(where.redis_url)
         host = this_host(_free_name(arguments.name, store), arguments.device, arguments.slots)
+        everywhere = notify.check(settings.notify_urls(), settings.NOTIFY_VARIABLE)
         layout = _open_root(layout, store)
     except GptjobsError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
     if host.slots[0] == "cpu":
         settings.share_cores(len(host.slots))
-    station = Station(host=host, layout=layout, store=store, app=broker.connect(where.redis_url))
+    station = Station(
+        host=host, layout=layout, store=store, app=broker.connect(where.redis_url), messenger=Messenger(everywhere)
+    )
     register(station)
 
     def stop_at_once(*signalled: object) -> None:
@@ -111,6 +115,7 @@ def main() -> int:
     )
     celery_worker.start()
     rescue.stop()
+    station.messenger.close()
     return int(celery_worker.exitcode or fell.is_set())  # who keeps it up starts one that fell again
 
 

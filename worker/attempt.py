@@ -29,7 +29,9 @@ from gptjobs.progress import Alert, CheckpointWritten, Line, Progress, StageBega
 from gptjobs.trials import PRUNED
 from worker import outputs, sweeps
 from worker.lease import HeldLease
-from worker.onlooker import Onlooker, taught_speed
+from worker.messenger import Messenger
+from worker.news import News
+from worker.onlooker import Onlooker, taught_losses, taught_speed
 from worker.supervisor import Drain, Ended, Supervisor, encoder_command, trainer_command
 
 logger = logging.getLogger(__name__)
@@ -46,9 +48,13 @@ class Verdict:
 class Attempt:
     """Runs in the task's thread, under a held lease."""
 
-    def __init__(self, layout: Layout, job: Job, held: HeldLease, worker: str, device: str, drain: Drain) -> None:
+    def __init__(
+        self, layout: Layout, job: Job, held: HeldLease, worker: str, device: str, drain: Drain,
+        news: News | None = None,
+    ) -> None:  # fmt: skip
         self._layout, self._job, self._spec, self._held = layout, job, job.spec, held
         self._worker, self._device, self._drain = worker, device, drain
+        self._news = news or News(Messenger(), layout, job.spec)
         self._is_pruned = False
         self._growth: str | None = None
         """in words, for which the trainer was stopped"""
@@ -75,7 +81,7 @@ class Attempt:
 
     def _run(self) -> tuple[Plan | None, Verdict]:
         layout, spec, plan = self._layout, self._spec, None
-        record.write_spec(layout, spec)
+        record.write_spec(layout, spec, self._news.addresses)
         if self._job.is_unpaused:
             record.take_back(layout, spec.id, "pause")
         ended_before = record.read_outcome(layout, spec.id)
@@ -87,6 +93,8 @@ class Attempt:
         try:
             plan = self._settled_plan()
             with self._open_log(plan) as log:
+                if self._held.lease.attempt == 1:
+                    self._news.verify()
                 if not self._begin(plan, log):
                     return plan, self._again(Cause.STOPPED, "a later attempt is on record", wrote_checkpoint=False)
                 ended = self._encode(plan, log) or self._train(plan, log)
@@ -189,6 +197,7 @@ class Attempt:
             def keep(line: Line, text: str) -> None:
                 self._show(line, text)
                 onlooker.note(line)
+                self._news.note(line)
                 try:
                     lines.write(f"{text}\n".encode())
                     if isinstance(line, CheckpointWritten):
@@ -203,7 +212,12 @@ class Attempt:
                     self._growth = growth
                     supervisor.stop()
 
-            onlooker = Onlooker(taught_speed(layout, plan, self._device), lambda alert: self._tell(alert, log), stop)
+            onlooker = Onlooker(
+                taught_speed(layout, plan, self._device),
+                taught_losses(layout, plan),
+                lambda alert: self._tell(alert, log),
+                stop,
+            )
             supervisor = Supervisor(command, log, self._held, self._drain, keep)
             with onlooker.looking_at(supervisor.pid):
                 return supervisor.run()
@@ -217,6 +231,7 @@ class Attempt:
             self._write_line(alert.kind, **asdict(alert))
         except OSError as error:
             logger.warning("job %s: an alert was not kept: %s", self._spec.id, error)
+        self._news.tell_alert(alert)
 
     def _is_to_stop_early(self, line: Line) -> bool:
         """Whether the pruner of the job's sweep stops it at this evaluation."""

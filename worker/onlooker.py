@@ -1,4 +1,5 @@
-"""Looks on while a trainer trains: does it slow down, does its memory grow? Tells it, with what the host is like.
+"""Looks on while a trainer trains: does it slow down, does its memory grow, does its loss stand still? Tells it, the
+first two with what the host is like.
 
 In a thread of its own: what it asks the host takes seconds, and the supervisor's leash does not wait.
 """
@@ -12,8 +13,10 @@ from contextlib import contextmanager
 
 from gptjobs import checkpoint, history, progress
 from gptjobs.config import Plan
+from gptjobs.history import History
 from gptjobs.layout import Layout
-from gptjobs.progress import MEMORY_GROWTH, SLOWDOWN, Alert, Line, Progress
+from gptjobs.plateau import Plateau, PlateauWatch
+from gptjobs.progress import MEMORY_GROWTH, PLATEAU, SLOWDOWN, Alert, Line, Progress
 from gptjobs.slowdown import Slowdown, SpeedWatch
 from worker import conditions
 from worker.growth import Growth, GrowthWatch
@@ -28,18 +31,22 @@ logger = logging.getLogger(__name__)
 class Onlooker:
     """`tell` gets each alert; `stop` is called, after that of memory that grows, with it in words."""
 
-    def __init__(self, speed: SpeedWatch, tell: Callable[[Alert], None], stop: Callable[[str], None]) -> None:
-        self._speed, self._tell, self._stop = speed, tell, stop
+    def __init__(
+        self, speed: SpeedWatch, losses: PlateauWatch, tell: Callable[[Alert], None], stop: Callable[[str], None]
+    ) -> None:
+        self._speed, self._losses, self._tell, self._stop = speed, losses, tell, stop
         self._growth = GrowthWatch()
         self._step: int | None = None
-        self._slow: queue.SimpleQueue[Slowdown | None] = queue.SimpleQueue()
+        self._seen: queue.SimpleQueue[Slowdown | Plateau | None] = queue.SimpleQueue()
 
     def note(self, line: Line) -> None:
         """Take a line of the trainer, in the supervisor's thread."""
         if isinstance(line, Progress):
             self._step = line.step
             if slow := self._speed.add(line):
-                self._slow.put(slow)
+                self._seen.put(slow)
+            if line.val_loss is not None and (plateau := self._losses.add(line.step, line.val_loss)):
+                self._seen.put(plateau)
 
     @contextmanager
     def looking_at(self, trainer: int) -> Iterator[None]:
@@ -49,20 +56,23 @@ class Onlooker:
         try:
             yield
         finally:
-            self._slow.put(None)
+            self._seen.put(None)
             thread.join(CLOSE_LIMIT_S)
 
     def _look_on(self, trainer: int) -> None:
         try:
             while True:
                 try:
-                    slow = self._slow.get(timeout=MEMORY_LOOK_S)
+                    seen = self._seen.get(timeout=MEMORY_LOOK_S)
                 except queue.Empty:
                     self._look_at_memory(trainer)
                     continue
-                if slow is None:
+                if seen is None:
                     return
-                self._tell_slowdown(slow, trainer)
+                if isinstance(seen, Plateau):
+                    self._tell(Alert(name=PLATEAU, step=seen.step, since=seen.since, reason=str(seen), loss=seen.now))
+                else:
+                    self._tell_slowdown(seen, trainer)
         except Exception:  # the edge of a thread: without it training goes on as well
             logger.exception("nobody looks on at process %d any more", trainer)
 
@@ -102,4 +112,14 @@ def taught_speed(layout: Layout, plan: Plan, device: str) -> SpeedWatch:
             if isinstance(decoded, Progress):
                 made.add(decoded)
     made.begin()
+    return made
+
+
+def taught_losses(layout: Layout, plan: Plan) -> PlateauWatch:
+    """That knows the job's evaluations so far, and whether a plateau was told."""
+    past = History(layout, plan.job).read()
+    made = PlateauWatch(is_told=any(each.get("name") == PLATEAU for each in past.events))
+    for line in past.metrics:
+        if line["val_loss"] is not None:
+            made.add(line["step"], line["val_loss"])
     return made

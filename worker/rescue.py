@@ -20,7 +20,7 @@ from gptjobs.errors import RedisUnreachable
 from gptjobs.job import SCHEMA, Cause, Job, JobState, Outcome, count_fruitless
 from gptjobs.store import LEASE_TTL_S, Presence, Unreachable
 from worker import sweeps
-from worker.tasks import Station, ring_again
+from worker.tasks import Station, news_of, ring_again, tell_of
 
 LOOK_S = 1.0
 SWEEPS_LOOK_S = 2.0
@@ -123,7 +123,7 @@ class Rescue:
         while not self._stopped.wait(SWEEPS_LOOK_S):
             with suppress(Unreachable, RedisUnreachable):
                 for sweep in station.store.sweeps() if station.is_idle else ():
-                    sweeps.see_to(station.store, station.layout, station.app, sweep)
+                    tell_of(station, sweeps.see_to(station.store, station.layout, station.app, sweep))
 
     def _heed(self, asked: str | None) -> None:
         """What a user asked of this worker comes as the signals that say the same."""
@@ -153,6 +153,7 @@ class Rescue:
         if after.is_terminal:
             with suppress(OSError):  # where the root does not work, Redis alone knows
                 record.write_outcome(station.layout, id, outcome, checkpoint.latest_token(station.layout, id))
+        news_of(station, job.spec).tell_end(outcome)
         broker.tell_end(station.app, job.worker or "", id, job.token, outcome)
         if after is JobState.QUEUED:
             ring_again(station, id)

@@ -37,16 +37,16 @@ def is_to_stop(layout: Layout, spec: JobSpec) -> bool:
     return False
 
 
-def see_to(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
+def see_to(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> Sweep | None:
     """`advance`, of a sweep that a client without the root may have submitted."""
     with _edge(sweep.id):
         if not layout.sweep_file(sweep.id).exists():
-            _write_down(store, layout, sweep)
-    if layout.sweep_file(sweep.id).exists():
-        advance(store, layout, app, sweep.id)
+            record.write_addresses(layout, sweep.id, control.addresses_of(store, layout, sweep))
+            _write_down(layout, sweep)
+    return advance(store, layout, app, sweep.id) if layout.sweep_file(sweep.id).exists() else None
 
 
-def _write_down(store: LeaseStore, layout: Layout, sweep: Sweep) -> None:
+def _write_down(layout: Layout, sweep: Sweep) -> None:
     """With its files under their names in the root; one that cannot be ends at once, with the reason."""
     try:
         if sweep.parent is not None:
@@ -56,15 +56,20 @@ def _write_down(store: LeaseStore, layout: Layout, sweep: Sweep) -> None:
     except GptjobsError as error:
         trials.write_sweep(layout, sweep)
         report.refuse(layout, sweep, error)
-        store.end_sweep(sweep.id)
     else:
         trials.write_sweep(layout, sweep)
 
 
-def advance(store: LeaseStore, layout: Layout, app: App, id: str) -> None:
-    """Submit what is next of a sweep, as much as there is room for; at its end, say what it found."""
+def advance(store: LeaseStore, layout: Layout, app: App, id: str) -> Sweep | None:
+    """Submit what is next of a sweep, as much as there is room for; at its end, say what it found. Returns the sweep to
+    the one worker that is to tell of its end."""
     with _edge(id):
-        _advance(store, layout, app, trials.read_sweep(layout, id))
+        sweep = trials.read_sweep(layout, id)
+        _advance(store, layout, app, sweep)
+        if sweeping.state(layout, sweep) != trials.GOING_ON:
+            is_first = store.end_sweep(id)
+            return sweep if is_first and sweeping.state(layout, sweep) == trials.FINISHED else None
+    return None
 
 
 @contextmanager
@@ -82,7 +87,6 @@ def _edge(id: str) -> Iterator[None]:
 
 def _advance(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
     if sweeping.state(layout, sweep) != trials.GOING_ON:
-        store.end_sweep(sweep.id)
         return
     start = trials.start_of(layout, sweep)
     room = sweep.parallel or _slots(store, sweep)
@@ -100,7 +104,7 @@ def _advance(store: LeaseStore, layout: Layout, app: App, sweep: Sweep) -> None:
             control.submit(store, layout, app, spec)
         elif len(tried) == sweep.trials:
             if not any(each.goes_on for each in tried):
-                _end(store, layout, sweep, tried)
+                _end(layout, sweep, tried)
             return
 
 
@@ -155,8 +159,7 @@ def _sampled(sweep: Sweep, tried: Sequence[Tried]) -> Trial:
     return study.suggest(sweep, tried)
 
 
-def _end(store: LeaseStore, layout: Layout, sweep: Sweep, tried: Sequence[Tried]) -> None:
+def _end(layout: Layout, sweep: Sweep, tried: Sequence[Tried]) -> None:
     if not layout.summary_file(sweep.id).exists():
         report.summarise(layout, sweep, tried)
         logger.info("sweep %s: finished", sweep.called)
-    store.end_sweep(sweep.id)

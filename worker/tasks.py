@@ -15,13 +15,16 @@ from celery.worker.control import Panel
 
 from gptjobs import broker, checkpoint, control, record, storage
 from gptjobs.errors import JobFailed, NotFound, RedisUnreachable, Refused
-from gptjobs.job import Job, JobState, Outcome
+from gptjobs.job import Job, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.store import Lease, LeaseStore, Unreachable
+from gptjobs.sweep import Sweep
 from worker import sweeps
 from worker.attempt import Attempt
 from worker.host import Host
 from worker.lease import HeldLease
+from worker.messenger import Messenger
+from worker.news import News, tell_sweep
 from worker.slots import Slots
 from worker.supervisor import Drain
 
@@ -39,6 +42,7 @@ class Station:
     store: LeaseStore
     app: Celery
     drain: Drain = field(default_factory=Drain)
+    messenger: Messenger = field(default_factory=Messenger)
     slots: Slots = field(init=False)
     jobs: dict[str, int] = field(default_factory=dict)
     """in work, and how many slots each has"""
@@ -103,7 +107,7 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
     finally:
         del station.jobs[job]
     if found.spec.sweep is not None and outcome.state.is_terminal:
-        sweeps.advance(station.store, station.layout, station.app, found.spec.sweep)
+        tell_of(station, sweeps.advance(station.store, station.layout, station.app, found.spec.sweep))
     return _tell_celery(station, lease, outcome)
 
 
@@ -134,9 +138,10 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
     def publish(state: JobState, progress: Mapping[str, Any]) -> None:
         broker.tell_progress(station.app, replace(claimed, state=state, progress=progress))
 
+    news = news_of(station, found.spec)
     logger.info("job %s: attempt %d on %s", job, lease.attempt, device)
     with HeldLease(station.store, lease, found.spec, station.layout, worker, device, publish) as held:
-        verdict = Attempt(station.layout, found, held, worker, device, station.drain).run()
+        verdict = Attempt(station.layout, found, held, worker, device, station.drain, news).run()
         state = None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless, draining=station.drain)
     if state is None:
         what = "was fenced; nothing of it counts" if held.lost else "ended, and Redis took no word of it: it expires"
@@ -150,7 +155,19 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
             with suppress(OSError):  # the request itself is on record
                 record.write_outcome(station.layout, job, outcome, lease.token)
     logger.info("job %s: %s", job, outcome)
+    news.tell_end(outcome)
     return outcome
+
+
+def news_of(station: Station, spec: JobSpec) -> News:
+    return News(station.messenger, station.layout, spec, control.addresses_of(station.store, station.layout, spec))
+
+
+def tell_of(station: Station, sweep: Sweep | None) -> None:
+    """Of a sweep that has ended."""
+    if sweep is not None:
+        addresses = control.addresses_of(station.store, station.layout, sweep)
+        tell_sweep(station.messenger, station.layout, sweep, addresses)
 
 
 def _tell_celery(station: Station, lease: Lease, outcome: Outcome) -> str:

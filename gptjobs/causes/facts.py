@@ -5,12 +5,8 @@ from collections.abc import Sequence
 
 from gptjobs.case import Case, Point, losses_of
 from gptjobs.config import HELD_OUT_PART, ModelConfig, TrainConfig
-from gptjobs.diagnosis import RISE
+from gptjobs.plateau import FEW_LINES, losses_stand_still
 
-STANDS = 0.01
-"""of the loss, by which it must fall over the last third of the lines; else it stands still"""
-FEW_LINES = 8
-"""below which nothing is said about a course"""
 SMOOTH_LINES = 5
 """whose median is a loss, as single lines are noisy"""
 
@@ -30,13 +26,7 @@ def lowest_loss(points: Sequence[Point]) -> float | None:
 def stands_still(case: Case) -> tuple[float, float] | None:
     """The losses before the last third of the lines and at the end, where they differ by less than STANDS; None also
     of a loss that rises."""
-    losses = [loss for _, loss in losses_of(case.points)]
-    third, tenth = len(losses) // 3, max(3, len(losses) // 10)
-    if len(losses) < FEW_LINES or third < tenth:
-        return None
-    before = statistics.median(losses[-third - tenth : -third])
-    after = statistics.median(losses[-tenth:])
-    return (before, after) if (1 - STANDS) * before < after < (1 + RISE) * before else None
+    return losses_stand_still([loss for _, loss in losses_of(case.points)])
 
 
 def own_points(case: Case) -> list[Point]:

@@ -8,7 +8,6 @@ from gptjobs.case import Case, Point
 from gptjobs.causes.cause import PossibleCause
 from gptjobs.causes.commands import nice, resume_command
 from gptjobs.causes.facts import (
-    FEW_LINES,
     end_loss,
     epochs_seen,
     highest_rate,
@@ -21,6 +20,7 @@ from gptjobs.causes.facts import (
     train_of,
 )
 from gptjobs.config import TRAIN_FIELDS, TrainConfig
+from gptjobs.plateau import FEW_LINES
 from gptjobs.slowdown import SLOW_PART
 
 OF_FREQUENCIES = 0.97

@@ -18,8 +18,9 @@ from gptjobs.causes.commands import (
     steps_left,
     train_command,
 )
-from gptjobs.causes.facts import FEW_LINES, highest_rate, own_points, rates_of, tokens_to_train_on, train_of
+from gptjobs.causes.facts import highest_rate, own_points, rates_of, tokens_to_train_on, train_of
 from gptjobs.diagnosis import RECENT_STEPS
+from gptjobs.plateau import FEW_LINES
 
 RATE_ROSE = 1.2
 """times, before a spike: the schedule was raising the rate"""

@@ -48,6 +48,7 @@ COMMANDS = {
     "up": "up.up",
     "demo": "demo.demo",
     "doctor": "doctor.doctor",
+    "notify": "notify.send",
     "completion": "completion.completion",
     "version": "up.version",
 }

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -104,7 +105,11 @@ def retry(place: Place, job: str, from_scratch: bool, as_json: bool) -> None:
     _check_root(place)
     old = place.find(job).job
     spec = control.retry(place.layout, old, from_scratch=from_scratch)
-    control.submit(place.store, place.layout, place.app, spec)
+    urls = control.addresses_of(place.store, place.layout, old.spec)
+    if old.spec.notify and not urls:
+        spec = replace(spec, notify=())
+        output.say(f"note: nothing of it is told to {', '.join(old.spec.notify)}: these addresses are another user's")
+    control.submit(place.store, place.layout, place.app, spec, urls)
     if as_json:
         output.as_json({"id": spec.id, "retries": old.spec.id, "from": spec.parent, "steps": _steps(spec)})
         return

@@ -1,7 +1,7 @@
 """The options of `submit`, made from config.py, and what the user said in all places, merged."""
 
 import tomllib
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import Field
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
+from gptjobs import notify
 from gptjobs.config import (
     HYPERPARAMETERS,
     MODEL_FIELDS,
@@ -37,6 +38,8 @@ ENVIRONMENT = {
 RESUME_ENVIRONMENT = {**ENVIRONMENT, "steps": "RESUME_STEPS"}
 CHECKPOINT_VARIABLE = "CHECKPOINT_PATH"
 FILE_NAME = "gptjobs.toml"
+NOTIFY = "notify"
+"""beside hyperparameters in such a file"""
 _DERIVED = ("vocab_size", "rewarm_start", "rewarm_steps", "eval_start")
 
 
@@ -110,6 +113,30 @@ def _from_command(context: click.Context, source: ParameterSource) -> dict[str, 
     return found
 
 
+notify_option = click.option(
+    "--notify", multiple=True, metavar="URL",
+    help="Tell there of its end, spikes and a plateau: Slack, Discord, ntfy, mail, a webhook; several times too.",
+)  # fmt: skip
+
+
+def addresses(context: click.Context, layout: Layout, file: Path | None) -> tuple[str, ...]:
+    """What --notify names, else `notify` in --config FILE, else in gptjobs.toml; raises UsageError for what can be no
+    address, without showing it."""
+    if context.params[NOTIFY]:
+        return _addresses(context.params[NOTIFY], "--notify")
+    for path in (file, layout.root / FILE_NAME):
+        if path is not None and path.is_file() and NOTIFY in (values := read_toml(path)):
+            given = values[NOTIFY]
+            return _addresses(given if isinstance(given, list) else [given], f"{NOTIFY} in {path.name}")
+    return ()
+
+
+def _addresses(urls: Sequence[Any], said_by: str) -> tuple[str, ...]:
+    found = notify.check([str(each) for each in urls], said_by)
+    notify.verify(found)
+    return found
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises NotFound or UsageError for what is none."""
     try:
@@ -122,7 +149,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _from_file(path: Path, tables: Container[str]) -> dict[str, Given]:
     """`tables` of it are read elsewhere."""
-    values = {name: value for name, value in read_toml(path).items() if name not in tables}
+    values = {name: value for name, value in read_toml(path).items() if name not in tables and name != NOTIFY}
     names = [each for each in (*HYPERPARAMETERS, PRESET) if each not in _DERIVED]
     for name in values:
         if name not in names:

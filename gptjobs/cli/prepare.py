@@ -2,6 +2,7 @@
 looked for."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,6 +108,11 @@ def _place_in_root(layout: Layout, outside: Path, plan: Plan) -> Path:
             hint=f"copy it to {layout.shared_data} under a name of its own",
         )
     return target
+
+
+def say_who_is_told(notify: Sequence[str]) -> None:
+    if notify:
+        output.say(f"its end, spikes and a plateau are told to {', '.join(notify)}")
 
 
 def find_workers(place: Place, spec: JobSpec, require: bool, dry_run: bool, talks: bool) -> None:

@@ -37,6 +37,7 @@ def show(place: Place, job: str, as_json: bool) -> None:
                 "micro_batch": newest.micro_batch if newest else None,
                 "alerts": [alert for each in attempts for alert in each.alerts],
                 "parent": found.spec.parent,
+                "notify": list(found.spec.notify),
             }
         )
         return
@@ -75,6 +76,8 @@ def _show_facts(place: Place, job: Job) -> None:
     if outcome and outcome.hint:
         output.result(f"  hint: {outcome.hint}")
     output.result(f"  submitted {output.when(job.spec.submitted_at)}, priority {job.priority}")
+    if job.spec.notify:
+        output.result(f"  told to {', '.join(job.spec.notify)}")
     if job.worker:
         output.result(f"  attempt {job.attempt} on {job.worker}, {shown['device']}")
     if shown["step"] is not None:

@@ -1,20 +1,21 @@
 """`gptjobs submit`: train and resume jobs."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gptjobs import adoption, contract, registry
+from gptjobs import adoption, contract, notify, registry
 from gptjobs.checkpoint import Checkpoint
 from gptjobs.cli import output
 from gptjobs.cli.checkpoints import in_quarantine
 from gptjobs.cli.complete import complete_checkpoint
-from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, said
+from gptjobs.cli.options import CHECKPOINT_VARIABLE, addresses, hyperparameters, notify_option, said
 from gptjobs.cli.place import Place, json_option, pass_place
-from gptjobs.cli.prepare import bring, check_name, check_without_root, find_workers, prepare
+from gptjobs.cli.prepare import bring, check_name, check_without_root, find_workers, prepare, say_who_is_told
 from gptjobs.cli.submit_sweep import sweep
 from gptjobs.cli.watch import watch_job
 from gptjobs.config import Plan, check
@@ -45,6 +46,7 @@ def _request_options(command: Any) -> Any:
             default=DEFAULT_PRIORITY,
             help=f"{HIGHEST_PRIORITY} is soonest.  [default: {DEFAULT_PRIORITY}]",
         ),
+        notify_option,
         click.option("--idempotency-key", metavar="KEY", help="Submitted again with the same key, it is the same job."),
         click.option("--require-worker", is_flag=True, help="Refuse (exit 6) if no worker there could take it."),
         click.option("--dry-run", is_flag=True, help="Show what would happen; queue nothing."),
@@ -143,7 +145,8 @@ def _request(context: click.Context, place: Place, *, kind: str) -> JobSpec:
 
 def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
     options, talks = context.params, not (context.params["quiet"] or context.params["as_json"])
-    plan, parent = None, None
+    urls = addresses(context, place.layout, options["config"])
+    spec, plan, parent = replace(spec, notify=notify.masked_all(urls)), None, None
     if place.layout.is_there:
         ready = prepare(place, spec)
         spec, plan, parent = ready.spec, ready.plan, ready.parent
@@ -154,12 +157,13 @@ def _submit(context: click.Context, place: Place, spec: JobSpec) -> None:
         check_without_root(place.layout, spec, talks=talks)
     if talks:
         _say_whose_name_it_is(place, spec)
+        say_who_is_told(spec.notify)
     find_workers(place, spec, options["require_worker"], options["dry_run"], talks)
     is_new = False
     if not options["dry_run"]:
         if parent is not None:
             adoption.commit(place.layout, parent)
-        is_new = _queue(place, spec)
+        is_new = _queue(place, spec, urls)
     _print_result(spec, plan, parent, options, is_new)
     if options["follow"]:
         watch_job(place, place.store.get(spec.id))
@@ -172,11 +176,11 @@ def _say_whose_name_it_is(place: Place, spec: JobSpec) -> None:
         output.say(f"note: job {newest.id} is called {spec.name} too; the name means the newest")
 
 
-def _queue(place: Place, spec: JobSpec) -> bool:
+def _queue(place: Place, spec: JobSpec, urls: Sequence[str]) -> bool:
     """Whether it is a new job."""
     from gptjobs import control
 
-    return control.submit(place.store, place.layout, place.app, spec)
+    return control.submit(place.store, place.layout, place.app, spec, urls)
 
 
 def _what_will_happen(layout: Layout, plan: Plan, parent: Checkpoint | None) -> str:
@@ -202,7 +206,10 @@ def _print_result(
         settled = plan.settled.to_dict() if plan else None
         made = contract.contract(plan, parent).to_dict() if plan and parent else None
         queued = None if options["dry_run"] else spec.id
-        output.as_json({"id": queued, "is_new": is_new, "name": spec.name, "config": settled, "contract": made})
+        notified = list(spec.notify)
+        output.as_json(
+            {"id": queued, "is_new": is_new, "name": spec.name, "notify": notified, "config": settled, "contract": made}
+        )
         return
     if options["dry_run"]:
         output.say("dry run: nothing was queued")

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from gptjobs import adoption
+from gptjobs import adoption, notify
 from gptjobs import sweep as sweeps
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_checkpoint
-from gptjobs.cli.options import CHECKPOINT_VARIABLE, hyperparameters, read_toml, said
+from gptjobs.cli.options import CHECKPOINT_VARIABLE, addresses, hyperparameters, notify_option, read_toml, said
 from gptjobs.cli.place import Place, json_option, pass_place
-from gptjobs.cli.prepare import Ready, bring, check_name, check_without_root, find_workers, prepare
+from gptjobs.cli.prepare import Ready, bring, check_name, check_without_root, find_workers, prepare, say_who_is_told
 from gptjobs.config import DEFAULT_SEED, Overrides, Settled, check
 from gptjobs.errors import GptjobsError, UsageError
 from gptjobs.job import ANY, DEFAULT_PRIORITY, DEVICES, HIGHEST_PRIORITY
@@ -69,6 +69,7 @@ _OF_ALL = (
     "--priority", type=click.IntRange(0, HIGHEST_PRIORITY), default=DEFAULT_PRIORITY,
     help=f"{HIGHEST_PRIORITY} is soonest.  [default: {DEFAULT_PRIORITY}]",
 )  # fmt: skip
+@notify_option
 @click.option("--require-worker", is_flag=True, help="Refuse (exit 6) if no worker there could take it.")
 @click.option("--dry-run", is_flag=True, help="Show what would happen; queue nothing.")
 @click.option("--yes", is_flag=True, help=f"Do not ask about a grid of more than {MANY_POINTS:,} trials.")
@@ -82,7 +83,8 @@ def sweep(context: click.Context, place: Place, /, **values: Any) -> None:
     Each trial is a job: the same checkpoint, the same order of data, as many tokens as the others, and evaluations at
     a context that all have. --steps is of a trial that changes nothing; others have more or fewer for the same tokens.
     """
-    made = _request(context, place)
+    urls = addresses(context, place.layout, values["config"])
+    made = replace(_request(context, place), notify=notify.masked_all(urls))
     control = made.part(Trial(number=0, params={}), 0, kind=made.kind, parent=made.parent, overrides=made.overrides)
     talks = not (values["quiet"] or values["as_json"])
     ready = None
@@ -96,9 +98,10 @@ def sweep(context: click.Context, place: Place, /, **values: Any) -> None:
     _ask_about_many(made, yes=values["yes"])
     if talks:
         output.say(_what_will_happen(made, ready))
+        say_who_is_told(made.notify)
     find_workers(place, control, values["require_worker"], values["dry_run"], talks)
     if not values["dry_run"]:
-        _queue(place, made, ready)
+        _queue(place, made, ready, urls)
     _print_result(made, values)
 
 
@@ -262,12 +265,12 @@ def _values(overrides: Overrides) -> dict[str, Any]:
     return {name: given.value for name, given in overrides.items()}
 
 
-def _queue(place: Place, made: Sweep, ready: Ready | None) -> None:
+def _queue(place: Place, made: Sweep, ready: Ready | None, urls: Sequence[str]) -> None:
     from gptjobs import sweeping
 
     if ready is not None and ready.parent is not None:
         adoption.commit(place.layout, ready.parent)
-    sweeping.submit(place.store, place.layout, made)
+    sweeping.submit(place.store, place.layout, made, urls)
 
 
 def _print_result(made: Sweep, options: Mapping[str, Any]) -> None:

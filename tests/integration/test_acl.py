@@ -18,6 +18,7 @@ from tests.e2e.test_flower import Flower
 from tests.e2e.test_runs import press
 from tests.integration.test_errors import assert_error
 from tests.integration.test_tls import TINY
+from tests.receiver import receiving
 
 FILE = Path(__file__).parents[2] / "deploy" / "redis-users.acl"
 PLACEHOLDER = "#" + 64 * "0"
@@ -85,8 +86,11 @@ def test_each_user_can_do_its_work(server: Server, layout: Layout, tmp_path: Pat
     flower = Flower(server.commands("flower", layout), tmp_path / "flower.log")
     try:
         worker = workers.start()
-        first = gptjobs.ok("submit", "train", "-q", *TINY)
-        gptjobs.ok("wait", first, "--timeout", "90")
+        with receiving() as receiver:
+            first = gptjobs.ok("submit", "train", "-q", *TINY, "--notify", receiver.url)
+            gptjobs.ok("wait", first, "--timeout", "90")
+            eventually(lambda: receiver.messages)
+        gptjobs.ok("retry", "--from-scratch", first)
         long = gptjobs.ok("submit", "train", "-q", *TINY, "--steps", "100000")
         eventually(lambda: (layout.attempts(long) / "1.jsonl").exists())
         waits = gptjobs.ok("submit", "train", "-q", *TINY, "--priority", "9", "--device", "cuda")
@@ -123,12 +127,13 @@ FOR_NOBODY = (
 FOR_ONE_NOT = {
     "client": (
         "PUBLISH /0.celery.pidbox x", "PUBLISH /0.celeryev/task.progress x", "PSUBSCRIBE /0.celeryev/*", "BRPOP any 1",
-        "SET gptjobs:worker:x x", "SET gptjobs:root x", "DEL gptjobs:jobs", "HSET unacked x x",
+        "SET gptjobs:worker:x x", "SET gptjobs:root x", "DEL gptjobs:jobs", "HSET unacked x x", "HGET gptjobs:notify x",
+        "HGETALL gptjobs:notify",
     ),
     "worker": ("SET celeryev.x x",),
     "flower": (
         "LPUSH any x", "BRPOP any 1", "SET gptjobs:worker:x x", "SET gptjobs:asked:x x", "SET gptjobs:root x",
-        "SCAN 0", "HSET unacked x x", "INFO",
+        "SCAN 0", "HSET unacked x x", "INFO", "HGET gptjobs:notify x", "HSET gptjobs:notify x x",
     ),
 }  # fmt: skip
 

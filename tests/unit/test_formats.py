@@ -236,6 +236,8 @@ SWEEP = Sweep(
     submitted_at=1763812800.25,
 )
 
+ADDRESSES = ("ntfy://a-topic", "mailtos://me:p%40ss@mail.example?to=you@mail.example")
+
 EXPECTED: dict[str, Any] = {
     "job.json": SPEC,
     "config.json": PLAN,
@@ -246,6 +248,7 @@ EXPECTED: dict[str, Any] = {
     "tokens.json": TOKENS,
     "sweep.json": SWEEP,
     "trial.json": TRIAL,
+    "notify.json": ADDRESSES,
 }
 GROWING: dict[str, tuple[str, ...]] = {
     "job.json": ("", "overrides.learning_rate"),
@@ -257,6 +260,7 @@ GROWING: dict[str, tuple[str, ...]] = {
     "tokens.json": ("",),
     "sweep.json": ("",),
     "trial.json": ("",),
+    "notify.json": ("",),
 }
 """the places in each format where a later version may add fields"""
 
@@ -271,6 +275,7 @@ def place_of(layout: Layout, name: str) -> Path:
         "attempt.json": layout.attempt_file(JOB, ATTEMPT.token),
         "outcome.json": layout.outcome_file(JOB),
         "sweep.json": layout.sweep_file(SWEEP.id),
+        "notify.json": layout.addresses_file(JOB),
         "trial.json": layout.trial_file(SWEEP.id, TRIAL.number),
         "tokens.json": layout.token_file("text", TOKENS.source_sha256, "bytes").with_suffix(".json"),
     }[name]
@@ -289,6 +294,8 @@ def read(layout: Layout, name: str, content: dict[str, Any]) -> Any:
         file = path.with_suffix(".pt")
         file.touch()
         return checkpoint.read(layout, file.relative_to(layout.root).as_posix()).manifest
+    if name == "notify.json":
+        return record.read_addresses(layout, JOB)
     if name == "attempt.json":
         return checkpoint.read_attempt(layout, JOB, ATTEMPT.token)
     if name == "outcome.json":
@@ -305,6 +312,8 @@ def written(layout: Layout, name: str) -> dict[str, Any]:
     path = place_of(layout, name)
     if name == "job.json":
         record.write_spec(layout, SPEC)
+    elif name == "notify.json":
+        record.write_addresses(layout, JOB, ADDRESSES)
     elif name in ("config.json", "manifest.json", "imported.json"):
         path.parent.mkdir(parents=True)
         path.write_bytes(durable.to_json(EXPECTED[name].to_dict()))
