@@ -31,9 +31,9 @@ Nothing here is decided by a clock. A worker's key expires, but that is for peop
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import redis
@@ -41,7 +41,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gptjobs import scripts
-from gptjobs.config import known
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
 from gptjobs.job import (
     HIGHEST_PRIORITY,
@@ -51,12 +50,12 @@ from gptjobs.job import (
     JobSpec,
     JobState,
     Outcome,
-    is_time,
     new_job,
     newest_values,
     plain,
     whole,
 )
+from gptjobs.presence import Presence
 from gptjobs.settings import URL_FORMS, address, public
 from gptjobs.sweep import Sweep
 
@@ -85,21 +84,6 @@ class Lease:
     token: int
     nonce: str
     attempt: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Presence:
-    """What a worker offers. `slots` are devices, `busy` of them in use; `schema` the newest job that it can read."""
-
-    name: str
-    host: str
-    version: str
-    schema: int = 1
-    queues: list[str]
-    slots: list[str]
-    busy: int
-    jobs: list[str]
-    started_at: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +310,7 @@ class Store:
 
     def announce(self, presence: Presence) -> None:
         with self._reaching():
-            self._redis.set(WORKER + presence.name, _json(asdict(presence)), ex=WORKER_PRESENCE_S)
+            self._redis.set(WORKER + presence.name, _json(presence.to_dict()), ex=WORKER_PRESENCE_S)
 
     def withdraw(self, worker: str) -> None:
         with self._reaching():
@@ -341,8 +325,18 @@ class Store:
             with suppress(
                 ValueError, TypeError, RecursionError
             ):  # of another version, or no worker's: it hides no other
-                found.append(_presence(json.loads(each)))
+                found.append(Presence.from_dict(json.loads(each)))
         return found
+
+    def seen_s(self, workers: Sequence[Presence]) -> list[float | None]:
+        """Seconds since each worker announced itself, by Redis's clock: what its key has lived of its time. None for
+        one that is gone meanwhile, and where the user may not ask."""
+        with self._reaching():
+            pipeline = self._redis.pipeline(transaction=False)
+            for each in workers:
+                pipeline.pttl(WORKER + each.name)
+            left = pipeline.execute(raise_on_error=False)
+        return [_lived_s(each) for each in left]
 
 
 class LeaseStore(Store):
@@ -415,16 +409,10 @@ def _way(outcome: Outcome) -> str:
     return {JobState.QUEUED: "release", JobState.PAUSED: "hold"}.get(outcome.state, outcome.state.value)
 
 
-def _presence(record: Mapping[str, Any]) -> Presence:
-    """Raises TypeError or ValueError for a record that is none."""
-    made = Presence(**known(Presence.__dataclass_fields__, record))
-    lists = (made.queues, made.slots, made.jobs)
-    words = [made.name, made.host, made.version, *(each for some in lists for each in some)]
-    if not all(isinstance(each, str) and each.isprintable() for each in words):
-        raise ValueError("a worker's record with other than words in it")
-    if not is_time(made.started_at):
-        raise ValueError("a worker's record without its time")
-    return replace(made, schema=int(made.schema), busy=whole(str(made.busy)))
+def _lived_s(left_ms: object) -> float | None:
+    if not isinstance(left_ms, int) or left_ms < 0:
+        return None
+    return max(0.0, round(WORKER_PRESENCE_S - left_ms / 1000, 3))
 
 
 def _held(answer: Any) -> Any:

@@ -124,7 +124,7 @@ FOR_ONE_NOT = {
         "PUBLISH /0.celery.pidbox x", "PUBLISH /0.celeryev/task.progress x", "PSUBSCRIBE /0.celeryev/*", "BRPOP any 1",
         "SET gptjobs:worker:x x", "SET gptjobs:root x", "DEL gptjobs:jobs", "HSET unacked x x",
     ),
-    "worker": ("INFO", "SET celeryev.x x"),
+    "worker": ("SET celeryev.x x", "CONFIG GET appendfsync"),
     "flower": (
         "LPUSH any x", "BRPOP any 1", "SET gptjobs:worker:x x", "SET gptjobs:asked:x x", "SET gptjobs:root x",
         "SCAN 0", "HSET unacked x x", "INFO",

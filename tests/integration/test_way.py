@@ -15,8 +15,9 @@ from gptjobs.job import JobSpec, Outcome
 from gptjobs.job import JobState as State
 from gptjobs.layout import Layout
 from gptjobs.local import _free_port
+from gptjobs.presence import Presence
 from gptjobs.record import write_outcome, write_spec
-from gptjobs.store import Presence, Store
+from gptjobs.store import Store
 from tests.conftest import Commands, eventually
 from tests.integration.test_checkpoint_errors import checkpoint_in
 from tests.integration.test_errors import FIRST, TRAIN, assert_error

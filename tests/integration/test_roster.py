@@ -1,0 +1,73 @@
+"""`gptjobs worker list`: what workers tell of themselves, and since when they are silent."""
+
+import json
+from typing import Any
+
+import torch
+
+from gptjobs import __version__
+from gptjobs.cli import roster
+from gptjobs.job import JobSpec
+from gptjobs.presence import Device, Presence
+from gptjobs.store import WORKER_PRESENCE_S, Store
+from tests.conftest import Commands, Workers, eventually
+from tests.integration.test_tls import TINY
+
+OLD = Presence(
+    name="old@b", host="b", version="0.0.9", queues=["mps", "any"], slots=["mps"], busy=1, jobs=["3f9a01c2d4e5"],
+    started_at=1.0,
+)  # fmt: skip
+
+
+def listed(gptjobs: Commands) -> dict[str, dict[str, Any]]:
+    workers = json.loads(gptjobs.ok("worker", "list", "--json"))["workers"]
+    return {each["name"].partition("@")[0]: each for each in workers}
+
+
+def test_a_worker_tells_its_device_its_memory_its_versions_and_its_job_with_how_far_it_is(
+    gptjobs: Commands, workers: Workers
+) -> None:
+    workers.start("mac", slots=2)
+    job = gptjobs.ok("submit", "train", "-q", *TINY, "--steps", "1000000", "--name", "owls")
+    told = eventually(lambda: (found := listed(gptjobs)["mac"])["devices"] and found["training"] and found)
+    assert [each["name"] for each in told["devices"]] == ["cpu"] and told["devices"][0]["product"].endswith(" cores")
+    assert 0 < told["devices"][0]["memory_free"] < told["devices"][0]["memory"] == told["memory"]
+    assert (told["version"], told["versions"]["torch"]) == (__version__, torch.__version__)
+    assert (told["slots"], told["busy"], told["jobs"]) == (["cpu", "cpu"], 1, [job])
+    eventually(lambda: "owls 0%" in gptjobs.ok("worker", "list"))
+    header, line = gptjobs.ok("worker", "list").splitlines()
+    assert tuple(header.split()) == roster.HEADERS
+    assert line.startswith(told["name"] + " ") and " 1/2 " in line
+    assert len(line) <= 100
+    (training,) = listed(gptjobs)["mac"]["training"]
+    assert (training["id"], training["name"], training["end_step"]) == (job, "owls", 1000000)
+
+
+def test_since_when_a_worker_is_silent_is_told_by_the_clock_of_redis_alone(gptjobs: Commands, store: Store) -> None:
+    store.announce(OLD)
+    assert 0 <= (store.seen_s([OLD])[0] or 0) < WORKER_PRESENCE_S
+    store._redis.pexpire("gptjobs:worker:old@b", 1000 * WORKER_PRESENCE_S - 7000)
+    assert 7 <= listed(gptjobs)["old"]["seen_s"] < WORKER_PRESENCE_S
+    store._redis.persist("gptjobs:worker:old@b")
+    gone = Presence(**{**vars(OLD), "name": "gone@b"})
+    assert store.seen_s([OLD, gone]) == [None, None]
+
+
+def test_of_a_worker_of_an_earlier_version_the_rest_is_a_dash(gptjobs: Commands, store: Store) -> None:
+    record = {name: value for name, value in OLD.to_dict().items() if name not in ("devices", "versions", "memory")}
+    store._redis.set("gptjobs:worker:old@b", json.dumps(record), ex=WORKER_PRESENCE_S)
+    _, line = gptjobs.ok("worker", "list").splitlines()
+    words = line.split()
+    assert words[:5] == ["old@b", "mps", "-", "1/1", "3f9a01c2d4e5"] and words[-3:] == ["0.0.9", "-", "-"]
+
+
+def test_each_further_device_and_job_has_a_line_of_its_own(store: Store) -> None:
+    store.submit(JobSpec(id="3f9a01c2d4e5", kind="train", name="a-job-with-a-very-long-name", submitted_at=1.0))
+    jobs = {each.spec.id: each for each in store.all()}
+    devices = [Device(name="cuda:0", product="NVIDIA H200", memory=150 * 10**9, memory_free=139 * 10**9)]
+    box = Presence(
+        **{**vars(OLD), "slots": ["cuda:0", "cuda:0", "cuda:1"], "jobs": [*OLD.jobs, "b", "c"], "devices": devices}
+    )
+    first, second, third = roster.lines(box, 3.4, jobs)
+    assert first[:6] == ("old@b", "cuda:0 NVIDIA H200", "139/150 GB", "1/3", "a-job-with-a-ve…", "3 s")
+    assert second == ("", "cuda:1", "-", "", "b") and third == ("", "", "", "", "c")
