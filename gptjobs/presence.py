@@ -1,5 +1,6 @@
 """What a worker says of itself in Redis: what it offers, on which devices, and what it does."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -8,7 +9,9 @@ from gptjobs.config import known
 from gptjobs.job import is_time, plain, whole
 
 _TEXT_LENGTH = 100
-"""characters of a product or a version, at most"""
+"""characters of a product, at most"""
+_PACKAGES = ("torch", "python")
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,40}")
 _LARGEST = 2**53
 """bytes; more has nobody"""
 
@@ -85,8 +88,13 @@ def _devices(found: object, slots: list[str]) -> list[Device]:
 
 
 def _versions(found: object) -> dict[str, str]:
+    """Those that have the form of one: they stand in commands that users are told to type."""
     pairs = found.items() if isinstance(found, dict) else ()
-    return {name: text for name, value in pairs if name == _text(name) and (text := _text(value))}
+    return {name: value for name, value in pairs if name in _PACKAGES and is_version(value)}
+
+
+def is_version(value: object) -> bool:
+    return isinstance(value, str) and bool(_VERSION.fullmatch(value))
 
 
 def _text(value: object) -> str | None:

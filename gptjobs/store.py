@@ -31,10 +31,11 @@ Nothing here is decided by a clock. A worker's key expires, but that is for peop
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -88,11 +89,21 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """What Redis says of itself. `eviction` is its maxmemory-policy; `seconds` its clock, since the epoch."""
+    """What Redis says of itself. `eviction` is its maxmemory-policy, `syncs` its appendfsync, None where the user may
+    not ask; `seconds` its clock, since the epoch. Memory is in bytes, its limit 0 where there is none."""
 
     version: str
     eviction: str
+    evicted: int
     appendonly: bool
+    syncs: str | None
+    log_is_written: bool
+    snapshot_is_written: bool
+    memory: int
+    memory_limit: int
+    clients: int
+    clients_limit: int
+    is_replica: bool
     ping_s: float
     seconds: float
 
@@ -139,7 +150,9 @@ class Store:
         if isinstance(error, redis.exceptions.NoPermissionError):
             return RedisRefused(f"{at} forbids this to its user: {error}", hint="docs/security.md: who may do what")
         if isinstance(error, redis.ResponseError):
-            return RedisRefused(f"{at} does not take the command: {error}", hint="see GPTJOBS_REDIS_URL")
+            return RedisRefused(
+                f"{at} does not take the command: {error}", hint="gptjobs doctor; GPTJOBS_REDIS_URL names another"
+            )
         if "CERTIFICATE_VERIFY_FAILED" in said:
             why = said.partition("certificate verify failed: ")[2].partition(" (_ssl")[0]
             return RedisUnreachable(
@@ -161,19 +174,55 @@ class Store:
 
     def server(self) -> Server:
         with self._reaching():
-            self._redis.ping()
-            began = time.monotonic()
-            self._redis.ping()
-            ping_s = time.monotonic() - began
             said = self._redis.info()
-            seconds, _ = self._redis.time()
+            began = time.monotonic()
+            seconds, _ = self._redis.time()  # that, as one that cannot write refuses PING
+            ping_s = time.monotonic() - began
         return Server(
             version=said["redis_version"],
             eviction=said["maxmemory_policy"],
+            evicted=said["evicted_keys"],
             appendonly=bool(said["aof_enabled"]),
+            syncs=self._syncs(),
+            log_is_written=said.get("aof_last_write_status", "ok") == "ok",
+            snapshot_is_written=said["rdb_last_bgsave_status"] == "ok",
+            memory=said["used_memory"],
+            memory_limit=said["maxmemory"],
+            clients=said["connected_clients"],
+            clients_limit=said["maxclients"],
+            is_replica=said["role"] != "master",
             ping_s=ping_s,
             seconds=float(seconds),
         )
+
+    def _syncs(self) -> str | None:
+        """How often the append-only file is synced. Users of their own, as deploy/redis-users.acl has them, may not
+        ask; they are not let try, as Redis logs that."""
+        if urlsplit(self._url).username not in (None, "", "default"):
+            return None
+        with suppress(redis.RedisError):
+            return self._redis.config_get("appendfsync").get("appendfsync")
+        return None
+
+    def refused(self, commands: Iterable[Sequence[str]]) -> str | None:
+        """The first of the commands that this user may not give, with Redis's words; None where it may give all. None
+        is carried out: they are queued in a transaction, which is then left."""
+        with self._reaching():
+            connection = self._redis.connection_pool.get_connection()
+            try:
+                for each in (("MULTI",), *commands):
+                    connection.send_command(*each)  # type: ignore[no-untyped-call]
+                    try:
+                        connection.read_response()
+                    except redis.exceptions.NoPermissionError as error:
+                        return f"{' '.join(each)}: {error}"
+                    except redis.ResponseError as error:  # full, say, which others tell
+                        if each == ("MULTI",):
+                            return f"MULTI: {error}"
+                return None
+            finally:
+                connection.disconnect()  # type: ignore[no-untyped-call]
+                self._redis.connection_pool.release(connection)
 
     def submit(self, spec: JobSpec) -> bool:
         """Record a queued job; False where the id is there already."""

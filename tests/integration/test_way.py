@@ -116,16 +116,6 @@ def test_doctor_says_ok_of_what_is_well_and_what_to_type_for_the_rest(gptjobs: C
     assert checks["queues"]["hint"] == "gptjobs worker start --device cuda"
 
 
-def test_doctor_finds_what_a_server_has_been_set_to(gptjobs: Commands, store: Store) -> None:
-    store._redis.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        done = gptjobs("doctor")
-    finally:
-        store._redis.config_set("maxmemory-policy", "noeviction")
-    assert done.returncode == 1
-    assert "problem  eviction" in done.stdout and "hint: redis-cli config set maxmemory-policy" in done.stdout
-
-
 def test_doctor_ends_with_1_where_there_is_no_redis_and_no_root(gptjobs: Commands, away: str, tmp_path: Path) -> None:
     done = gptjobs("doctor", GPTJOBS_REDIS_URL=away, GPTJOBS_ROOT=str(tmp_path / "nothing"))
     assert done.returncode == 1
