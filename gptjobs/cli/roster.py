@@ -1,15 +1,20 @@
 """The table of `gptjobs worker list`: a line a worker, and a further one for each further device or job of it."""
 
-from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Any
 
+from gptjobs.cli import output
 from gptjobs.job import Job
 
 if TYPE_CHECKING:
     from gptjobs.presence import Device, Presence
 
 HEADERS = ("NAME", "DEVICE", "FREE", "BUSY", "JOBS", "SEEN", "GPTJOBS", "TORCH", "PYTHON")
+LEAST_COLUMNS = 6
+"""up to SEEN"""
 PRODUCT_LENGTH = 24
 JOB_LENGTH = 16
 
@@ -24,6 +29,16 @@ def as_dict(worker: "Presence", seen_s: float | None, jobs: Mapping[str, Job]) -
     }
 
 
+def table(workers: Sequence["Presence"], seen: Sequence[float | None], jobs: Mapping[str, Job]) -> None:
+    """On a terminal without room for all columns the last ones are left out: --json has them."""
+    found = [HEADERS, *(line for each in zip(workers, seen, strict=True) for line in lines(*each, jobs))]
+    widths = [max(map(len, column)) + len("  ") for column in zip(*found, strict=True)]
+    room = shutil.get_terminal_size().columns + len("  ") if sys.stdout.isatty() else sum(widths)
+    fit = max(LEAST_COLUMNS, sum(width <= room for width in accumulate(widths)))
+    headers, *rows = (line[:fit] for line in found)
+    output.table(headers, rows, right=(HEADERS.index("SEEN"),))
+
+
 def lines(worker: "Presence", seen_s: float | None, jobs: Mapping[str, Job]) -> Iterator[tuple[str, ...]]:
     from gptjobs.presence import Device
 
@@ -36,7 +51,7 @@ def lines(worker: "Presence", seen_s: float | None, jobs: Mapping[str, Job]) -> 
     for number, (device, job) in enumerate(zip_longest(devices, names)):
         place = (_device(device), _memory(device)) if device else ("", "")
         if number:
-            yield ("", *place, "", job or "")
+            yield ("", *place, "", job or "", "", "", "", "")
         else:
             yield (worker.name, *place, f"{worker.busy}/{len(worker.slots)}", job or "", seen, *versions)
 

@@ -99,5 +99,4 @@ def list_workers(place: Place, as_json: bool) -> None:
     if not workers:
         output.say("no workers; gptjobs worker start")
         return
-    found = [line for each in zip(workers, seen, strict=True) for line in roster.lines(*each, jobs)]
-    output.table(roster.HEADERS, [(*line, *[""] * (len(roster.HEADERS) - len(line))) for line in found], right=(5,))
+    roster.table(workers, seen, jobs)

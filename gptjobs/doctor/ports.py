@@ -4,7 +4,6 @@ import http.client
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from gptjobs.doctor import reach
 from gptjobs.doctor.check import Check, problem, warning
@@ -17,9 +16,8 @@ _LOOPBACK = ("127.", "::1")
 
 
 def checks(url: str) -> Iterator[Check]:
-    parts = urlsplit(url)
-    port = parts.port or 6379
-    is_here = reach.is_loopback(parts.hostname or "")
+    host, port = reach.place_of(url) or ("", 0)
+    is_here = reach.is_loopback(host)
     asked = f"Redis's {port} and Flower's {FLOWER_PORT}" if is_here else f"Flower's {FLOWER_PORT}"
     addresses = own_addresses()
     if not addresses:

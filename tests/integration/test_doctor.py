@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -219,7 +218,7 @@ def test_a_name_a_port_and_a_password_that_are_wrong_are_told_apart(
         assert "is no Redis: it says 'HTTP/1.1 400 Bad Req'" in says and "GPTJOBS_REDIS_URL=" in hint
     with listening(lambda connection: connection.sendall(b"-DENIED Redis is running in protected mode\r\n")) as port:
         says, hint = told(f"redis://{LOOPBACK}:{port}/0")
-        assert "protected mode" in says and "requirepass" in hint
+        assert "protects itself" in says and "requirepass" in hint
     with listening(lambda connection: connection.sendall(b"-LOADING Redis is loading\r\n")) as port:
         assert "loading" in told(f"redis://{LOOPBACK}:{port}/0")[0].lower()
     with closing(socket.create_server((LOOPBACK, 0))) as silent:
@@ -350,9 +349,17 @@ def test_the_addresses_that_other_hosts_use_are_none_of_loopback() -> None:
 def test_the_table_says_each_hint_below_its_check(gptjobs: Commands, store: Store) -> None:
     store._redis.config_set("maxmemory-policy", "volatile-ttl")
     try:
-        lines = gptjobs("doctor").stdout.splitlines()
+        done = gptjobs("doctor")
     finally:
         store._redis.config_set("maxmemory-policy", "noeviction")
+    lines = done.stdout.splitlines()
     (at,) = [number for number, line in enumerate(lines) if line.startswith("problem  eviction")]
+    assert done.returncode == 1
+    assert lines[at + 1].lstrip().startswith("hint: redis-cli -p ")
     assert "config set maxmemory-policy noeviction" in lines[at + 1]
-    assert os.linesep not in lines[at]
+
+
+def test_a_url_that_cannot_be_read_is_the_problem_and_the_rest_is_looked_at(gptjobs: Commands) -> None:
+    found = examined(gptjobs, GPTJOBS_REDIS_URL="redis://:secret@127.0.0.1:port/0")
+    assert found["redis"]["verdict"] == "problem" and "cannot be read" in found["redis"]["says"]
+    assert found["root"]["verdict"] == "ok" and "ports" in found

@@ -1,8 +1,13 @@
 """`gptjobs worker list`: what workers tell of themselves, and since when they are silent."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from gptjobs import __version__
@@ -70,4 +75,51 @@ def test_each_further_device_and_job_has_a_line_of_its_own(store: Store) -> None
     )
     first, second, third = roster.lines(box, 3.4, jobs)
     assert first[:6] == ("old@b", "cuda:0 NVIDIA H200", "139/150 GB", "1/3", "a-job-with-a-ve…", "3 s")
-    assert second == ("", "cuda:1", "-", "", "b") and third == ("", "", "", "", "c")
+    assert second[:5] == ("", "cuda:1", "-", "", "b") and third[:5] == ("", "", "", "", "c")
+
+
+@pytest.mark.parametrize(("columns", "last"), [(200, "PYTHON"), (55, "GPTJOBS"), (20, "SEEN")])
+def test_on_a_narrow_terminal_the_last_columns_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, last: str
+) -> None:
+    here = Presence(**{**vars(OLD), "versions": {"torch": "2.13.0+cpu", "python": "3.11.7"}})
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    roster.table([here], [3.0], {})
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == last
+    assert len(line) <= max(columns, 60)
+
+
+SMI = """#!/bin/sh
+case "$1" in
+    -L) echo "GPU 0: NVIDIA H200 (UUID: x)" ;;
+    --query-gpu=index,name,*) %s ;;
+    *) exit 9 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("driver", ["answers", "hangs"])
+def test_a_gpu_is_told_by_its_product_and_a_driver_that_hangs_delays_no_announcement(
+    gptjobs: Commands, store: Store, tmp_path: Path, driver: str
+) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(SMI % {"answers": "echo 0, NVIDIA H200, 143771, 143000", "hangs": "exec sleep 1000"}[driver])
+    program.chmod(0o755)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    worker = gptjobs.start("worker", "start", env={**gptjobs.environment, "PATH": path}, stderr=subprocess.DEVNULL)
+    try:
+        there = eventually(lambda: (found := listed(gptjobs).get("worker")) and (found["devices"] or []) and found)
+        (device,) = there["devices"]
+        known = device["product"] == "NVIDIA H200" and device["memory"] == 143771 << 20
+        assert known is (driver == "answers")
+        key = f"gptjobs:worker:{there['name']}"
+        store._redis.pexpire(key, 5000)
+        eventually(lambda: store._redis.pttl(key) > 10_000)  # it announces itself on
+        _, line = gptjobs.ok("worker", "list").splitlines()
+        assert ("cuda:0 NVIDIA H200  150/151 GB" in line) is (driver == "answers") and "cuda:0" in line
+    finally:
+        worker.kill()
+        worker.wait()
