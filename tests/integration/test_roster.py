@@ -4,19 +4,24 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from gptjobs import __version__
+from gptjobs import __version__, broker
 from gptjobs.cli import roster
 from gptjobs.job import JobSpec
+from gptjobs.layout import Layout
 from gptjobs.presence import Device, Presence
-from gptjobs.store import WORKER_PRESENCE_S, Store
+from gptjobs.store import WORKER_PRESENCE_S, LeaseStore, Store
 from tests.conftest import Commands, Workers, eventually
 from tests.integration.test_tls import TINY
+from worker import rescue
+from worker.host import Host
+from worker.tasks import Station
 
 OLD = Presence(
     name="old@b", host="b", version="0.0.9", queues=["mps", "any"], slots=["mps"], busy=1, jobs=["3f9a01c2d4e5"],
@@ -101,7 +106,7 @@ esac
 
 
 @pytest.mark.parametrize("driver", ["answers", "hangs"])
-def test_a_gpu_is_told_by_its_product_and_a_driver_that_hangs_delays_no_announcement(
+def test_a_gpu_is_told_by_its_product_and_one_whose_driver_hangs_by_its_name(
     gptjobs: Commands, store: Store, tmp_path: Path, driver: str
 ) -> None:
     program = tmp_path / "bin" / "nvidia-smi"
@@ -115,11 +120,26 @@ def test_a_gpu_is_told_by_its_product_and_a_driver_that_hangs_delays_no_announce
         (device,) = there["devices"]
         known = device["product"] == "NVIDIA H200" and device["memory"] == 143771 << 20
         assert known is (driver == "answers")
-        key = f"gptjobs:worker:{there['name']}"
-        store._redis.pexpire(key, 5000)
-        eventually(lambda: store._redis.pttl(key) > 10_000)  # it announces itself on
         _, line = gptjobs.ok("worker", "list").splitlines()
         assert ("cuda:0 NVIDIA H200  150/151 GB" in line) is (driver == "answers") and "cuda:0" in line
     finally:
         worker.kill()
         worker.wait()
+
+
+def test_a_worker_announces_itself_while_its_devices_do_not_answer(
+    layout: Layout, redis_url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(rescue.conditions, "devices", lambda slots: answers.wait() and [])
+    host = Host(worker="mac@here", slots=("cpu",))
+    made = rescue.Rescue(Station(host=host, layout=layout, store=LeaseStore(redis_url), app=broker.connect(redis_url)))
+    made.start()
+    try:
+        key = "gptjobs:worker:mac@here"
+        eventually(lambda: store._redis.pexpire(key, 5000), 20)
+        eventually(lambda: store._redis.pttl(key) > 10_000, 20)
+    finally:
+        made.stop()
+        answers.set()
+    assert store.workers() == []

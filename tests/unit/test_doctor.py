@@ -1,6 +1,8 @@
 """What `gptjobs doctor` finds, check by check, without a server."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -221,6 +223,23 @@ def test_a_device_that_hangs_or_fails_is_a_problem(monkeypatch: pytest.MonkeyPat
     assert made.verdict is Verdict.PROBLEM and "no answer within 0.01 s" in made.says
 
 
+def test_a_torch_that_cannot_be_loaded_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    (made,) = host.devices()
+    assert made.verdict is Verdict.PROBLEM and "libcudart.so.12: cannot open" in made.says
+    assert "pip install" in (made.hint or "")
+
+
+def test_a_device_is_told_only_where_it_computes_right():
+    wrong = "import runpy, torch; torch.equal = lambda *each: False; "
+    run = "runpy.run_module('worker.trainer.device', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", wrong + run], capture_output=True, text=True)
+    assert (done.stdout, "computes wrong" in done.stderr) == ("", True)
+    done = subprocess.run([sys.executable, "-m", "worker.trainer.device"], capture_output=True, text=True)
+    assert set(done.stdout.split()) & {"cpu", "mps", "cuda:0"}, done.stderr
+
+
 def test_workers_with_unlike_versions_are_told_with_the_newest_to_install():
     mac = {"torch": "2.9.1", "python": "3.12.4"}
     alike = {"mac@a": mac, "box@b": {"torch": "2.9.1+cu128", "python": "3.12.1"}, "old@c": {}}
@@ -232,4 +251,4 @@ def test_workers_with_unlike_versions_are_told_with_the_newest_to_install():
 
 def test_a_version_that_no_package_has_is_not_told_to_be_typed():
     assert workers._newer("99.0.1") == "99.0.1"
-    assert workers._newer("9'; rm -rf ~ #") == workers._newer("0.0.9") == __version__
+    assert workers._newer("99.0'; rm -rf ~ #") == workers._newer("0.0.9") == __version__
