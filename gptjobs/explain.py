@@ -9,10 +9,10 @@ from gptjobs.checkpoint import Checkpoint
 from gptjobs.config import Plan, as_typed
 from gptjobs.errors import GptjobsError, RedisUnreachable
 from gptjobs.job import ANY, DEFAULT_PRIORITY, Job, JobSpec, JobState, against_again
+from gptjobs.presence import Presence
 from gptjobs.progress import duration
 from gptjobs.record import PastAttempt, fewer_windows, standing_alert
 from gptjobs.reference import BEST, LAST
-from gptjobs.store import Presence
 
 ATTEMPTS_SHOWN = 5
 _ONE_IS_BUSY = "The one slot that could take it is busy:"

@@ -27,11 +27,9 @@ from urllib.parse import urlsplit
 from gptjobs import durable, settings, storage
 from gptjobs.errors import GptjobsError, NotFound, RedisUnreachable, Refused
 from gptjobs.layout import Layout
-from gptjobs.settings import Settings
+from gptjobs.settings import FLOWER_PORT, LOOPBACK, Settings
 from gptjobs.store import Store
 
-LOOPBACK = "127.0.0.1"
-FLOWER_PORT = 5555
 SERVER_START_LIMIT_S = 60.0
 WORKER_STOP_LIMIT_S = 330.0
 """a trainer may take long over its last checkpoint"""

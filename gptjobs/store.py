@@ -33,17 +33,17 @@ Nothing here is decided by a clock. A worker's key expires, but that is for peop
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gptjobs import scripts
-from gptjobs.config import known
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
 from gptjobs.job import (
     HIGHEST_PRIORITY,
@@ -53,12 +53,12 @@ from gptjobs.job import (
     JobSpec,
     JobState,
     Outcome,
-    is_time,
     new_job,
     newest_values,
     plain,
     whole,
 )
+from gptjobs.presence import Presence
 from gptjobs.settings import URL_FORMS, address, public
 from gptjobs.sweep import Sweep
 
@@ -91,27 +91,22 @@ class Lease:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Presence:
-    """What a worker offers. `slots` are devices, `busy` of them in use; `schema` the newest job that it can read."""
-
-    name: str
-    host: str
-    version: str
-    schema: int = 1
-    queues: list[str]
-    slots: list[str]
-    busy: int
-    jobs: list[str]
-    started_at: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Server:
-    """What Redis says of itself. `eviction` is its maxmemory-policy; `seconds` its clock, since the epoch."""
+    """What Redis says of itself. `eviction` is its maxmemory-policy, `syncs` its appendfsync, None where the user may
+    not ask; `seconds` its clock, since the epoch. Memory is in bytes, its limit 0 where there is none."""
 
     version: str
     eviction: str
+    evicted: int
     appendonly: bool
+    syncs: str | None
+    log_is_written: bool
+    snapshot_is_written: bool
+    memory: int
+    memory_limit: int
+    clients: int
+    clients_limit: int
+    is_replica: bool
     ping_s: float
     seconds: float
 
@@ -158,7 +153,9 @@ class Store:
         if isinstance(error, redis.exceptions.NoPermissionError):
             return RedisRefused(f"{at} forbids this to its user: {error}", hint="docs/security.md: who may do what")
         if isinstance(error, redis.ResponseError):
-            return RedisRefused(f"{at} does not take the command: {error}", hint="see GPTJOBS_REDIS_URL")
+            return RedisRefused(
+                f"{at} does not take the command: {error}", hint="gptjobs doctor; GPTJOBS_REDIS_URL names another"
+            )
         if "CERTIFICATE_VERIFY_FAILED" in said:
             why = said.partition("certificate verify failed: ")[2].partition(" (_ssl")[0]
             return RedisUnreachable(
@@ -180,19 +177,55 @@ class Store:
 
     def server(self) -> Server:
         with self._reaching():
-            self._redis.ping()
-            began = time.monotonic()
-            self._redis.ping()
-            ping_s = time.monotonic() - began
             said = self._redis.info()
-            seconds, _ = self._redis.time()
+            began = time.monotonic()
+            seconds, _ = self._redis.time()  # that, as one that cannot write refuses PING
+            ping_s = time.monotonic() - began
         return Server(
             version=said["redis_version"],
             eviction=said["maxmemory_policy"],
+            evicted=said["evicted_keys"],
             appendonly=bool(said["aof_enabled"]),
+            syncs=self._syncs(),
+            log_is_written=said.get("aof_last_write_status", "ok") == "ok",
+            snapshot_is_written=said["rdb_last_bgsave_status"] == "ok",
+            memory=said["used_memory"],
+            memory_limit=said["maxmemory"],
+            clients=said["connected_clients"],
+            clients_limit=said["maxclients"],
+            is_replica=said["role"] != "master",
             ping_s=ping_s,
             seconds=float(seconds),
         )
+
+    def _syncs(self) -> str | None:
+        """How often the append-only file is synced. Users of their own, as deploy/redis-users.acl has them, may not
+        ask; they are not let try, as Redis logs that."""
+        if urlsplit(self._url).username not in (None, "", "default"):
+            return None
+        with suppress(redis.RedisError):
+            return self._redis.config_get("appendfsync").get("appendfsync")
+        return None
+
+    def refused(self, commands: Iterable[Sequence[str]]) -> str | None:
+        """The first of the commands that this user may not give, with Redis's words; None where it may give all. None
+        is carried out: they are queued in a transaction, which is then left."""
+        with self._reaching():
+            connection = self._redis.connection_pool.get_connection()
+            try:
+                for each in (("MULTI",), *commands):
+                    connection.send_command(*each)  # type: ignore[no-untyped-call]
+                    try:
+                        connection.read_response()
+                    except redis.exceptions.NoPermissionError as error:
+                        return f"{' '.join(each)}: {error}"
+                    except redis.ResponseError as error:  # full, say, which others tell
+                        if each == ("MULTI",):
+                            return f"MULTI: {error}"
+                return None
+            finally:
+                connection.disconnect()  # type: ignore[no-untyped-call]
+                self._redis.connection_pool.release(connection)
 
     def submit(self, spec: JobSpec) -> bool:
         """Record a queued job; False where the id is there already."""
@@ -343,7 +376,7 @@ class Store:
 
     def announce(self, presence: Presence) -> None:
         with self._reaching():
-            self._redis.set(WORKER + presence.name, _json(asdict(presence)), ex=WORKER_PRESENCE_S)
+            self._redis.set(WORKER + presence.name, _json(presence.to_dict()), ex=WORKER_PRESENCE_S)
 
     def withdraw(self, worker: str) -> None:
         with self._reaching():
@@ -358,8 +391,18 @@ class Store:
             with suppress(
                 ValueError, TypeError, RecursionError
             ):  # of another version, or no worker's: it hides no other
-                found.append(_presence(json.loads(each)))
+                found.append(Presence.from_dict(json.loads(each)))
         return found
+
+    def seen_s(self, workers: Sequence[Presence]) -> list[float | None]:
+        """Seconds since each worker announced itself, by Redis's clock: what its key has lived of its time. None for
+        one that is gone meanwhile, and where the user may not ask."""
+        with self._reaching():
+            pipeline = self._redis.pipeline(transaction=False)
+            for each in workers:
+                pipeline.pttl(WORKER + each.name)
+            left = pipeline.execute(raise_on_error=False)
+        return [_lived_s(each) for each in left]
 
 
 class LeaseStore(Store):
@@ -432,16 +475,10 @@ def _way(outcome: Outcome) -> str:
     return {JobState.QUEUED: "release", JobState.PAUSED: "hold"}.get(outcome.state, outcome.state.value)
 
 
-def _presence(record: Mapping[str, Any]) -> Presence:
-    """Raises TypeError or ValueError for a record that is none."""
-    made = Presence(**known(Presence.__dataclass_fields__, record))
-    lists = (made.queues, made.slots, made.jobs)
-    words = [made.name, made.host, made.version, *(each for some in lists for each in some)]
-    if not all(isinstance(each, str) and each.isprintable() for each in words):
-        raise ValueError("a worker's record with other than words in it")
-    if not is_time(made.started_at):
-        raise ValueError("a worker's record without its time")
-    return replace(made, schema=int(made.schema), busy=whole(str(made.busy)))
+def _lived_s(left_ms: object) -> float | None:
+    if not isinstance(left_ms, int) or left_ms < 0:
+        return None
+    return max(0.0, round(WORKER_PRESENCE_S - left_ms / 1000, 3))
 
 
 def _held(answer: Any) -> Any:

@@ -11,13 +11,15 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import psutil
 
 from gptjobs.job import plain
+from gptjobs.presence import Device
+from gptjobs.settings import cores
 from worker.growth import gigabytes
 
 BUSY_S = 0.5
@@ -57,6 +59,44 @@ def condition(trainer: int) -> dict[str, Any]:
         with suppress(*_UNKNOWN):
             found[name] = ask()
     return {name: value for name, value in found.items() if value not in (None, {}, [])}
+
+
+def devices(slots: Sequence[str]) -> list[Device]:
+    """What is behind a worker's slots, each device once."""
+    kind = slots[0].partition(":")[0]
+    found: list[Device] = []
+    with suppress(*_UNKNOWN):
+        found = _cuda_devices() if kind == "cuda" else [_host_device(kind)]
+    told = {each.name: each for each in found}
+    return [told.get(each, Device(name=each)) for each in dict.fromkeys(slots)]
+
+
+def _cuda_devices() -> list[Device]:
+    told = _answer("nvidia-smi", "--query-gpu=index,name,memory.total,memory.free", "--format=csv,noheader,nounits")
+    rows = [[each.strip() for each in line.split(",")] for line in told.splitlines()]
+    return [
+        Device(name=f"cuda:{index}", product=product, memory=_mebibytes(memory), memory_free=_mebibytes(free))
+        for index, product, memory, free in rows
+    ]
+
+
+def _mebibytes(text: str) -> int | None:
+    count = _whole(text)
+    return None if count is None else count << 20
+
+
+def _host_device(kind: str) -> Device:
+    memory = psutil.virtual_memory()
+    product = _answer("sysctl", "-n", "machdep.cpu.brand_string").strip() if kind == "mps" else f"{cores()} cores"
+    return Device(name=kind, product=product, memory=memory.total, memory_free=memory.available)
+
+
+def host_memory() -> tuple[int | None, int | None]:
+    """In bytes: in all, and free."""
+    with suppress(*_UNKNOWN):
+        memory = psutil.virtual_memory()
+        return memory.total, memory.available
+    return None, None
 
 
 def in_words(host: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gptjobs.config import MOST_GPUS
@@ -72,6 +73,14 @@ def cuda_devices() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def versions() -> dict[str, str]:
+    """Those that a job's course may depend on."""
+    found = {"python": platform.python_version()}
+    with suppress(PackageNotFoundError):
+        found["torch"] = version("torch")
+    return found
 
 
 def oom_kills() -> int:

@@ -18,12 +18,15 @@ import gptjobs
 from gptjobs import broker, checkpoint, record
 from gptjobs.errors import RedisUnreachable
 from gptjobs.job import SCHEMA, Cause, Job, JobState, Outcome, count_fruitless
-from gptjobs.store import LEASE_TTL_S, Presence, Unreachable
-from worker import sweeps
+from gptjobs.presence import Device, Presence
+from gptjobs.store import LEASE_TTL_S, Unreachable
+from worker import conditions, sweeps
+from worker.host import versions
 from worker.tasks import Station, news_of, ring_again, tell_of
 
 LOOK_S = 1.0
 SWEEPS_LOOK_S = 2.0
+DEVICES_LOOK_S = 15.0
 OWN_PAUSE_S = 4.0
 """a gap between two looks that is this long was a pause of this worker's own"""
 
@@ -68,12 +71,15 @@ class Rescue:
         self._station = station
         self._beats, self._doorbells = Watch(), Watch()
         self._began = time.time()
+        self._versions = versions()
+        self._devices: list[Device] = []
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rescue", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
         threading.Thread(target=self._see_to_sweeps, name="sweeps", daemon=True).start()
+        threading.Thread(target=self._see_devices, name="devices", daemon=True).start()
 
     def stop(self) -> None:
         self._stopped.set()
@@ -125,6 +131,13 @@ class Rescue:
                 for sweep in station.store.sweeps() if station.is_idle else ():
                     tell_of(station, sweeps.see_to(station.store, station.layout, station.app, sweep))
 
+    def _see_devices(self) -> None:
+        """In a thread of its own, as nvidia-smi may take seconds, and hang with its driver."""
+        while True:
+            self._devices = conditions.devices(self._station.host.slots)
+            if self._stopped.wait(DEVICES_LOOK_S):
+                return
+
     def _heed(self, asked: str | None) -> None:
         """What a user asked of this worker comes as the signals that say the same."""
         if asked is None:
@@ -161,6 +174,7 @@ class Rescue:
     def _presence(self) -> Presence:
         host = self._station.host
         jobs = dict(self._station.jobs)
+        memory, memory_free = conditions.host_memory()
         return Presence(
             name=host.worker,
             host=host.worker.partition("@")[2],
@@ -171,4 +185,8 @@ class Rescue:
             busy=sum(jobs.values()),
             jobs=sorted(jobs),
             started_at=self._began,
+            devices=self._devices,
+            versions=self._versions,
+            memory=memory,
+            memory_free=memory_free,
         )

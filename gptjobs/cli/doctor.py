@@ -7,7 +7,7 @@ import click
 from gptjobs.cli import output
 from gptjobs.cli.place import Place, json_option, pass_place
 
-_COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+_COLOURS = {"ok": "green", "skipped": None, "warning": "yellow", "problem": "red"}
 
 
 @click.command(epilog="Example: gptjobs doctor")
@@ -15,7 +15,8 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 @pass_place
 def doctor(place: Place, as_json: bool) -> int:
     """Check this host, the storage root, Redis and the workers. Exit 1 if there is a problem."""
-    from gptjobs.doctor import Verdict, examine
+    from gptjobs.doctor import examine
+    from gptjobs.doctor.check import Verdict
 
     made = []
     for each in examine(place.settings):

@@ -14,7 +14,7 @@ from gptjobs.job import Job, JobState
 from gptjobs.progress import duration
 
 if TYPE_CHECKING:
-    from gptjobs.store import Presence
+    from gptjobs.presence import Presence
 
 _ENDED_SHOWN = 5
 _CHART_LINES = (8, 24)

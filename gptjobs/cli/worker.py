@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gptjobs import settings
-from gptjobs.cli import output
+from gptjobs.cli import output, roster
 from gptjobs.cli.follow import POLL_S, detachable
 from gptjobs.cli.install import install, start_options, start_words, uninstall
 from gptjobs.cli.place import Place, json_option, pass_place
@@ -92,26 +92,14 @@ def _find(name: str, there: list[str]) -> str:
 @json_option
 @pass_place
 def list_workers(place: Place, as_json: bool) -> None:
-    """The workers that are there."""
+    """The workers that are there: devices with their free memory, jobs, versions, and when each was last seen."""
     workers = place.store.workers()
+    seen = place.store.seen_s(workers)
+    jobs = {each.spec.id: each for each in place.store.leased()}
     if as_json:
-        output.as_json({"workers": [vars(each) for each in workers]})
+        output.as_json({"workers": [roster.as_dict(*each, jobs) for each in zip(workers, seen, strict=True)]})
         return
     if not workers:
         output.say("no workers; gptjobs worker start")
         return
-    output.table(
-        ("NAME", "SLOTS", "QUEUES", "BUSY", "JOBS", "SINCE", "VERSION"),
-        [
-            (
-                each.name,
-                " ".join(each.slots),
-                " ".join(name for name in each.queues if "." not in name),
-                f"{each.busy}/{len(each.slots)}",
-                " ".join(each.jobs) or "-",
-                output.when(each.started_at),
-                each.version,
-            )
-            for each in workers
-        ],
-    )
+    roster.table(workers, seen, jobs)

@@ -16,7 +16,8 @@ from gptjobs.checkpoint import Checkpoint
 from gptjobs.data import tokens
 from gptjobs.job import ANY, Job
 from gptjobs.layout import Layout
-from gptjobs.store import Presence, Store
+from gptjobs.presence import Presence
+from gptjobs.store import Store
 from tests.conftest import Commands, eventually, start_server
 from tests.faults import trainer
 from tests.faults.proxy import Proxy

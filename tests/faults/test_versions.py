@@ -4,7 +4,7 @@ import json
 
 from gptjobs import __version__
 from gptjobs.job import JobState
-from gptjobs.store import Presence
+from gptjobs.presence import Presence
 from tests.conftest import eventually
 from tests.faults.scene import Scene
 

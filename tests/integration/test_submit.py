@@ -15,7 +15,8 @@ from gptjobs import broker
 from gptjobs.config import Given
 from gptjobs.job import JobSpec, JobState
 from gptjobs.layout import Layout
-from gptjobs.local import LOOPBACK, _free_port
+from gptjobs.local import _free_port
+from gptjobs.settings import LOOPBACK
 from gptjobs.store import Store
 from tests.conftest import Commands
 from tests.integration.test_checkpoint_errors import checkpoint_in

@@ -10,7 +10,8 @@ from gptjobs import broker, record, repair, sweeping, trials
 from gptjobs.broker import App
 from gptjobs.job import JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.store import LeaseStore, Presence, Store
+from gptjobs.presence import Presence
+from gptjobs.store import LeaseStore, Store
 from gptjobs.sweep import GRID, TPE, Sweep, Trial, grid, job_of_trial, span
 from tests.unit.conftest import NOON, typed
 from worker import sweeps

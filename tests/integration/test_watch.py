@@ -12,7 +12,8 @@ import pytest
 
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.store import Lease, LeaseStore, Presence
+from gptjobs.presence import Presence
+from gptjobs.store import Lease, LeaseStore
 from tests.conftest import Commands, eventually
 from tests.terminal import COLUMNS, LINES, Terminal
 

@@ -15,8 +15,9 @@ from gptjobs.job import JobSpec, Outcome
 from gptjobs.job import JobState as State
 from gptjobs.layout import Layout
 from gptjobs.local import _free_port
+from gptjobs.presence import Presence
 from gptjobs.record import write_outcome, write_spec
-from gptjobs.store import Presence, Store
+from gptjobs.store import Store
 from tests.conftest import Commands, eventually
 from tests.integration.test_checkpoint_errors import checkpoint_in
 from tests.integration.test_errors import FIRST, TRAIN, assert_error
@@ -113,16 +114,6 @@ def test_doctor_says_ok_of_what_is_well_and_what_to_type_for_the_rest(gptjobs: C
     assert (verdicts["appendonly"], verdicts["versions"], verdicts["queues"]) == ("warning", "warning", "warning")
     assert "0.0.9" in checks["versions"]["says"]
     assert checks["queues"]["hint"] == "gptjobs worker start --device cuda"
-
-
-def test_doctor_finds_what_a_server_has_been_set_to(gptjobs: Commands, store: Store) -> None:
-    store._redis.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        done = gptjobs("doctor")
-    finally:
-        store._redis.config_set("maxmemory-policy", "noeviction")
-    assert done.returncode == 1
-    assert "problem  eviction" in done.stdout and "hint: redis-cli config set maxmemory-policy" in done.stdout
 
 
 def test_doctor_ends_with_1_where_there_is_no_redis_and_no_root(gptjobs: Commands, away: str, tmp_path: Path) -> None:

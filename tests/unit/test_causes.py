@@ -21,7 +21,8 @@ from gptjobs.config import Plan, settle
 from gptjobs.data import tokens
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
-from gptjobs.local import LOOPBACK, _free_port
+from gptjobs.local import _free_port
+from gptjobs.settings import LOOPBACK
 from tests.conftest import english
 from tests.unit.cases import (
     BATCH,

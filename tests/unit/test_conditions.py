@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+from gptjobs.presence import Device
+from gptjobs.settings import cores
 from tests.conftest import eventually
 from worker import conditions
 
@@ -134,3 +136,32 @@ def test_a_laptop_off_its_charger_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     battery = SimpleNamespace(percent=41.7, power_plugged=False)
     monkeypatch.setattr(psutil, "sensors_battery", lambda: battery, raising=False)
     assert "on battery, 42%" in conditions.in_words({"battery": conditions._battery()})
+
+
+def test_gpus_are_told_by_product_and_memory_each_once_and_one_that_is_not_told_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = answers(monkeypatch, "Linux", "0, NVIDIA H200, 143771, 143000\n1, NVIDIA A30 MIG 1g.6gb, [N/A], [N/A]\n")
+    first, second, third = conditions.devices(("cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:7"))
+    assert len(asked) == 1 and "memory.total,memory.free" in asked[0][1]
+    assert first == Device(name="cuda:0", product="NVIDIA H200", memory=143771 << 20, memory_free=143000 << 20)
+    assert (second.product, second.memory, third) == ("NVIDIA A30 MIG 1g.6gb", None, Device(name="cuda:7"))
+
+
+def test_a_cpu_is_told_by_its_cores_and_metal_by_its_chip_both_with_the_memory_of_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (cpu,) = conditions.devices(("cpu", "cpu"))
+    assert cpu.product == f"{cores()} cores" and 0 < (cpu.memory_free or 0) < (cpu.memory or 0)
+    answers(monkeypatch, "Darwin", "Apple M3 Max\n")
+    (metal,) = conditions.devices(("mps",))
+    assert (metal.product, metal.memory) == ("Apple M3 Max", cpu.memory)
+
+
+def test_a_driver_that_does_not_answer_costs_no_error_and_leaves_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(*command: str) -> str:
+        raise subprocess.TimeoutExpired(command, conditions.ASK_LIMIT_S)
+
+    monkeypatch.setattr(conditions, "_answer", hangs)
+    assert conditions.devices(("cuda:0",)) == [Device(name="cuda:0")]
+    assert conditions.devices(("mps",)) == [Device(name="mps")]

@@ -12,8 +12,8 @@ from gptjobs.errors import NotFound, RedisUnreachable
 from gptjobs.explain import Explanation, Past, Queue, explain, submit_command
 from gptjobs.job import Cause, Job, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
+from gptjobs.presence import Presence
 from gptjobs.record import PastAttempt
-from gptjobs.store import Presence
 from tests.unit.conftest import NOON, begin, commit, manifest, typed
 
 SPEC = JobSpec(

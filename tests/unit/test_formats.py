@@ -19,6 +19,7 @@ from gptjobs.data import tokens
 from gptjobs.data.tokens import TokensManifest
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
+from gptjobs.presence import Device, Presence
 from gptjobs.progress import (
     Alert,
     ArithmeticSettled,
@@ -350,7 +351,7 @@ def exact(value: Any) -> str:
 
 
 def test_every_frozen_file_is_held_against_the_code():
-    assert {path.name for path in FROZEN.iterdir()} == {*EXPECTED, "lines.jsonl"}
+    assert {path.name for path in FROZEN.iterdir()} == {*EXPECTED, "lines.jsonl", "presence.json"}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -413,3 +414,36 @@ def test_there_is_a_frozen_line_of_every_kind():
     kinds = [json.loads(text)["kind"] for text in (FROZEN / "lines.jsonl").read_text().splitlines()]
     assert kinds == [line.kind for line in LINES]
     assert set(kinds) == {kind.kind for kind in Line.__args__}
+
+
+def test_a_workers_record_of_version_1_is_read_and_written_as_ever() -> None:
+    frozen = json.loads((FROZEN / "presence.json").read_text())
+    meant = Presence(
+        name="mac@host", host="host", version="0.1.0", schema=1, queues=["mps", "any"], slots=["mps"], busy=1,
+        jobs=[JOB], started_at=1763812800.25,
+    )  # fmt: skip
+    assert Presence.from_dict(frozen) == meant
+    assert Presence.from_dict({**frozen, "added_later": {"x": 1}}) == meant
+    assert frozen.items() <= meant.to_dict().items()
+
+
+def test_what_a_worker_tells_of_its_devices_comes_back_and_what_cannot_be_right_hides_no_worker() -> None:
+    frozen = json.loads((FROZEN / "presence.json").read_text())
+    told = replace(
+        Presence.from_dict(frozen),
+        devices=[Device(name="mps", product="Apple M3 Max", memory=64 << 30, memory_free=40 << 30)],
+        versions={"torch": "2.13.0", "python": "3.12.1"},
+        memory=64 << 30,
+        memory_free=40 << 30,
+    )
+    assert Presence.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    odd = {
+        "devices": [7, {}, {"name": ["mps"]}, {"name": "cuda:9"}, {"name": "mps", "product": "\x1b[2J", "memory": -1}],
+        "versions": {"torch": "2; rm x", "python": 3.12},
+        "memory": "all",
+        "memory_free": True,
+    }
+    read = Presence.from_dict({**frozen, **odd})
+    assert read.devices == [Device(name="mps", product="[2J")]
+    assert (read.versions, read.memory, read.memory_free) == ({}, None, None)
+    assert Presence.from_dict({**frozen, "devices": None, "versions": []}) == Presence.from_dict(frozen)

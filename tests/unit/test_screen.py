@@ -12,7 +12,7 @@ from rich.text import Text
 from gptjobs.cli import chart, screen
 from gptjobs.cli.screen import Seen, SeenAll
 from gptjobs.job import Job, JobSpec, JobState
-from gptjobs.store import Presence
+from gptjobs.presence import Presence
 from tests.unit.conftest import NOON
 
 SIZES = [(80, 24), (120, 40), (40, 12), (200, 60), (9, 3)]

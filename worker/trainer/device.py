@@ -1,6 +1,6 @@
 """The device that a trainer computes on, and the arithmetic that gains there.
 
-`python -m worker.trainer.device` prints the best one, for `gptjobs doctor`.
+`python -m worker.trainer.device` computes a little on each of the best kind and prints them, for `gptjobs doctor`.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -55,6 +55,21 @@ def best_available() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def devices_of(kind: str) -> list[str]:
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if kind == "cuda" else [kind]
+
+
+def check(name: str) -> None:
+    """Raise RuntimeError where the device does not compute: a product and its gradient, of whole numbers, which are
+    exact everywhere."""
+    left = torch.arange(64.0, device=name).reshape(8, 8).requires_grad_()
+    (left @ left).sum().backward()  # type: ignore[no-untyped-call]
+    expected = torch.arange(64.0).reshape(8, 8)
+    expected = expected.sum(0)[:, None] + expected.sum(1)[None, :]
+    if left.grad is None or not torch.equal(left.grad.cpu(), expected):
+        raise RuntimeError(f"{name} computes wrong: {left.grad}")
+
+
 def of_rank(name: str, rank: int) -> str:
     """One of the devices that an attempt has: of `cuda:2,5` the rank 1 has `cuda:5`; of `cuda`, `cuda:1`."""
     kind, _, numbers = name.partition(":")
@@ -86,4 +101,6 @@ def open_device(name: str, precision: str) -> Device:
 
 
 if __name__ == "__main__":
-    print(best_available())
+    for name in devices_of(best_available()):
+        check(name)
+        print(name)
