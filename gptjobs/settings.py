@@ -129,6 +129,13 @@ def environment_with(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+def wandb_environment(folder: Path) -> dict[str, str]:
+    """This process's environment for a child that logs to Weights & Biases, whose package takes all else from there:
+    what the user did not set is a project's name and that it writes nothing outside `folder`."""
+    ours = {"WANDB_PROJECT": "gptjobs", "WANDB_DIR": str(folder), "WANDB_CACHE_DIR": str(folder / "wandb" / "cache")}
+    return {**ours, **os.environ}
+
+
 def share_cores(shares: int) -> None:
     """Let each child of this process compute with its share of the cores, unless the user said with how many threads:
     two that compute with all of them wait for each other's."""

@@ -13,8 +13,13 @@ from gptjobs.cli.follow import POLL_S, detachable
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.errors import NotFound, UsageError, WaitedTooLong
 from gptjobs.job import DEVICES
+from gptjobs.trackers import EXTRAS
 
 workers_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
+track_option = click.option(
+    "--track", "trackers", multiple=True, type=click.Choice(list(EXTRAS)),
+    help="Have it show the jobs' curves too; may be given for each.",
+)  # fmt: skip
 timeout_option = click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; then exit 124.")
 
 
@@ -27,14 +32,16 @@ def group() -> None:
 @click.option("--name", default="worker", help="Numbered where it is taken.  [default: worker]")
 @click.option("--device", type=click.Choice(DEVICES), help="[default: the best one here]")
 @click.option("--slots", type=click.IntRange(1), help="Jobs at once on each device.  [default: 1]")
+@track_option
 @pass_place
-def start(place: Place, name: str, device: str | None, slots: int | None) -> None:
+def start(place: Place, name: str, device: str | None, slots: int | None, trackers: tuple[str, ...]) -> None:
     """Take jobs and train them, in the foreground. Ctrl-C or SIGTERM: running jobs write a checkpoint and go
     back to the queue."""
     place.store.ping()
     command = [sys.executable, "-m", "worker", "--name", name]
     command += ["--device", device] if device else []
     command += ["--slots", str(slots)] if slots else []
+    command += [f"--track={each}" for each in trackers]
     os.execve(sys.executable, command, settings.child_environment(place.settings))
 
 

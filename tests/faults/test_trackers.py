@@ -1,0 +1,135 @@
+"""Trackers that follow jobs: what they show after a job went back, and that their own trouble is nobody else's."""
+
+import json
+import struct
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
+
+from gptjobs.local import _free_port
+from tests.conftest import eventually
+from tests.faults.scene import Scene
+
+GOES_BACK = (["step", "step", "checkpoint", "step", "step", "wait seen", "crash"], ["step"] * 3)
+"""The second attempt makes the steps 3 and 4 again. A loss is the token of the attempt that reported it."""
+SEEN = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)]
+COUNTS = [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+Points = list[tuple[int, float]]
+
+
+def event_file(scene: Scene, job: str) -> EventAccumulator:
+    """The job's curves as TensorBoard's own reader has them from the files."""
+    folder = scene.layout.tensorboard(job, "job")
+    eventually(folder.is_dir)
+    return EventAccumulator(str(folder), size_guidance={SCALARS: 0, TENSORS: 0}).Reload()
+
+
+def losses_in_files(scene: Scene, job: str) -> Points:
+    found = event_file(scene, job)
+    return [(each.step, each.value) for each in found.Scalars("train/loss")] if found.Tags()["scalars"] else []
+
+
+def losses_in_wandb(store: Path) -> Points:
+    """What Weights & Biases' store of a run holds, which `wandb sync` would send."""
+    rows = [{item.nested_key[0]: json.loads(item.value_json) for item in each.history.item} for each in records(store)]
+    return [(row["_step"], row["train/loss"]) for row in rows if row]
+
+
+def records(store: Path) -> list[Record]:
+    """A store is a log as LevelDB writes it: blocks of 32 KiB, a record in one or more parts, after a header of 7."""
+    data, at, whole, found = store.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, length, part = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if part in (1, 4):  # whole, or its last part
+            found.append(Record.FromString(whole))
+            whole = b""
+    return found
+
+
+def wandb_runs(scene: Scene, job: str) -> list[Path]:
+    """The stores of the job's runs, oldest first."""
+    return sorted(
+        scene.layout.wandb_parent(job).glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_ctime
+    )
+
+
+def test_the_files_of_tensorboard_have_each_step_once_from_the_branch_that_counts(scene: Scene) -> None:
+    scene.worker(track="tensorboard")
+    job = scene.submit(*GOES_BACK, steps=5)
+    eventually(lambda: losses_in_files(scene, job) == SEEN)
+    scene.open("seen")
+    assert scene.ends(job) == "finished"
+    eventually(lambda: losses_in_files(scene, job) == COUNTS)
+    eventually(lambda: "outcome" in event_file(scene, job).Tags()["tensors"])
+    (outcome,) = event_file(scene, job).Tensors("outcome")
+    assert (outcome.step, list(outcome.tensor_proto.string_val)) == (5, [b"finished"])
+
+
+class TensorBoard:
+    """The real server, on loopback, with one of its two ways to read files."""
+
+    def __init__(self, logdir: Path, load_fast: str) -> None:
+        self._port = _free_port()
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(self._port)]
+        self.process = subprocess.Popen(
+            [*command, "--load_fast", load_fast, "--reload_interval", "1"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def get(self, path: str) -> Any:
+        try:
+            with urllib.request.urlopen(f"http://localhost:{self._port}/data/{path}", timeout=10) as answer:
+                return json.load(answer)
+        except OSError:
+            return None
+
+    def losses(self, run: str) -> Points:
+        found = self.get(f"plugin/scalars/scalars?tag={quote('train/loss', safe='')}&run={quote(run, safe='')}")
+        return [(step, value) for _, step, value in found or []]
+
+
+@pytest.fixture(params=["true", "false"], ids=["fast", "not fast"])
+def tensorboard(scene: Scene, request: pytest.FixtureRequest) -> Iterator[TensorBoard]:
+    made = TensorBoard(scene.layout.outputs, request.param)
+    yield made
+    made.process.terminate()
+    made.process.wait()
+
+
+def test_a_tensorboard_that_is_open_drops_the_steps_that_a_job_goes_back_over(
+    scene: Scene, tensorboard: TensorBoard
+) -> None:
+    scene.worker(track="tensorboard")
+    job = scene.submit(*GOES_BACK, steps=5)
+    eventually(lambda: tensorboard.losses(f"{job}/tensorboard/job") == SEEN)
+    scene.open("seen")
+    assert scene.ends(job) == "finished"
+    eventually(lambda: tensorboard.losses(f"{job}/tensorboard/job") == COUNTS)
+
+
+@pytest.fixture
+def offline(scene: Scene) -> None:
+    scene.gptjobs.environment |= {"WANDB_MODE": "offline", "HOME": str(scene.layout.root / "home")}
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_job_that_goes_back_begins_a_run_of_wandb_with_all_that_counts(scene: Scene) -> None:
+    scene.worker(track="wandb")
+    job = scene.submit(*GOES_BACK, steps=5)
+    eventually(lambda: [losses_in_wandb(each) for each in wandb_runs(scene, job)] == [SEEN])
+    scene.open("seen")
+    assert scene.ends(job) == "finished"
+    eventually(lambda: [losses_in_wandb(each) for each in wandb_runs(scene, job)] == [SEEN, COUNTS])
