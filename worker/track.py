@@ -8,7 +8,6 @@ attempt is on record.
 
 import argparse
 import os
-import signal
 import sys
 import threading
 import time
@@ -57,11 +56,10 @@ class Subject:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Every settled value, and where the job comes from and trains."""
-        settled, spec, attempt = self.plan.settled, self.spec, self.attempt
+        """Every settled value, and where the job comes from: the same in every attempt."""
+        settled, spec = self.plan.settled, self.spec
         origin = {"job": spec.id, "kind": spec.kind, "parent": self.plan.parent, "sweep": spec.sweep}
-        place = {"attempt": attempt.token, "worker": attempt.worker, "device": attempt.device}
-        return {**asdict(settled.model), **asdict(settled.train), **origin, **place}
+        return {**asdict(settled.model), **asdict(settled.train), **origin}
 
 
 class Target(Protocol):
@@ -109,7 +107,7 @@ def _watch_input(over: threading.Event) -> None:
     over.set()
     time.sleep(GRACE_S)
     os.write(2, f"not done {GRACE_S:g} s after the attempt's end\n".encode())
-    os.killpg(os.getpgrp(), signal.SIGKILL)  # with what the tracker's package started
+    os._exit(1)  # wandb's process of its own sees that, and ends too
 
 
 def _follow(tracker: str, layout: Layout, job: str, token: int, over: threading.Event) -> None:

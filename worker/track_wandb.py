@@ -15,13 +15,14 @@ class Wandb:
     """Named as the job, grouped by sweep; alerts as W&B's alerts, the outcome in its summary."""
 
     def __init__(self, subject: Subject) -> None:
-        spec, branch = subject.spec, subject.branch
+        spec, branch, attempt = subject.spec, subject.branch, subject.attempt
+        place = {"attempt": attempt.token, "worker": attempt.worker, "device": attempt.device}
         self._run = wandb.init(
             id=spec.id if branch is None else f"{spec.id}-{branch}",
             name=spec.called if branch is None else f"{spec.called} (attempt {branch})",
             group=subject.group,
             job_type=spec.kind,
-            config=subject.hyperparameters,
+            config={**subject.hyperparameters, **place},
             resume="allow",
             settings=wandb.Settings(
                 console="off", silent=True, disable_git=True, x_disable_meta=True, x_disable_stats=True

@@ -1,6 +1,7 @@
 """Trackers that follow jobs: what they show after a job went back, and that their own trouble is nobody else's."""
 
 import json
+import socket
 import struct
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 
 from gptjobs.local import _free_port
 from tests.conftest import eventually
@@ -57,6 +58,10 @@ def records(store: Path) -> list[Record]:
             found.append(Record.FromString(whole))
             whole = b""
     return found
+
+
+def begun(store: Path) -> RunRecord:
+    return next(each.run for each in records(store) if each.HasField("run"))
 
 
 def wandb_runs(scene: Scene, job: str) -> list[Path]:
@@ -133,3 +138,86 @@ def test_a_job_that_goes_back_begins_a_run_of_wandb_with_all_that_counts(scene: 
     scene.open("seen")
     assert scene.ends(job) == "finished"
     eventually(lambda: [losses_in_wandb(each) for each in wandb_runs(scene, job)] == [SEEN, COUNTS])
+    before, after = (begun(store) for store in wandb_runs(scene, job))
+    assert (before.run_id, before.display_name) == (job, "job")
+    assert (after.run_id, after.display_name) == (f"{job}-2", "job (attempt 2)")
+    assert before.run_group == after.run_group == "job"
+    assert before.project == after.project == "gptjobs"
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_job_that_was_paused_goes_on_in_its_run_of_wandb(scene: Scene) -> None:
+    scene.worker(track="wandb")
+    job = scene.submit(["step", "step", "wait never"], ["step"] * 2, steps=4)
+    scene.trains(job, step=2)
+    scene.gptjobs.ok("pause", job)
+    eventually(lambda: scene.state(job) == "paused")
+    scene.gptjobs.ok("unpause", job)
+    assert scene.ends(job) == "finished"
+    whole = [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+    eventually(lambda: [losses_in_wandb(each) for each in wandb_runs(scene, job)] == [whole[:2], whole])
+    assert {(begun(store).run_id, begun(store).display_name) for store in wandb_runs(scene, job)} == {(job, "job")}
+    assert not list((scene.layout.root / "home").rglob("*wandb*"))
+
+
+def tracking(scene: Scene) -> bool:
+    """Whether a tracker's process of this scene lives."""
+    listed = subprocess.run(["ps", "-axww", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    return any("worker.track" in line and str(scene.layout.root) in line for line in listed.splitlines())
+
+
+def test_the_tracker_of_a_lost_host_ends_and_that_of_the_next_one_has_the_whole_course(scene: Scene) -> None:
+    first = scene.worker("first", track="tensorboard")
+    job = scene.submit(["step", "step", "checkpoint", "step", "wait never"], ["step"] * 3, steps=5)
+    eventually(lambda: losses_in_files(scene, job) == SEEN[:3])
+    scene.lose(first, job)
+    eventually(lambda: not tracking(scene))
+    scene.worker("second", track="tensorboard")
+    assert scene.ends(job) == "finished"
+    eventually(lambda: [step for step, _ in losses_in_files(scene, job)] == [1, 2, 3, 4, 5])
+    assert [loss for _, loss in losses_in_files(scene, job)][2:] == [float(scene.job(job).token)] * 3
+
+
+def test_a_tracker_that_fails_is_a_line_in_the_jobs_log(scene: Scene) -> None:
+    scene.gptjobs.environment |= {"HOME": str(scene.layout.root / "home")}  # with no key in it
+    scene.gptjobs.environment.pop("WANDB_API_KEY", None)
+    scene.worker(track="wandb")
+    job = scene.submit(["step", "wait failed", "step"], steps=2)
+    words = "--track wandb does not follow this attempt any more: UsageError: No API key configured"
+    eventually(lambda: [words in line for line in scene.gptjobs.ok("logs", job).splitlines()].count(True) == 1)
+    scene.open("failed")
+    assert scene.ends(job) == "finished"
+
+
+@pytest.fixture
+def silent(scene: Scene) -> Iterator[socket.socket]:
+    """A server of Weights & Biases that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        scene.gptjobs.environment |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
+        yield server
+
+
+def test_a_tracker_that_hangs_holds_up_neither_its_job_nor_the_next(scene: Scene, silent: socket.socket) -> None:
+    scene.worker(track="wandb")
+    job = scene.submit(["step", "wait hangs", "step"], steps=2)
+    with silent.accept()[0]:
+        scene.open("hangs")
+        assert scene.ends(job) == "finished"
+        assert scene.ends(scene.submit(["step"], name="next", steps=1)) == "finished"
+        assert tracking(scene)
+
+
+@pytest.mark.long
+def test_a_worker_that_stops_waits_for_a_tracker_that_hangs_half_a_minute_at_most(
+    scene: Scene, silent: socket.socket
+) -> None:
+    worker = scene.worker(track="wandb")
+    job = scene.submit(["step", "wait never"])
+    with silent.accept()[0]:
+        worker.stop()
+        eventually(lambda: worker.process.poll() is not None, 90)
+    assert worker.process.returncode == 0
+    assert scene.state(job) == "queued"
+    assert not tracking(scene)
+    assert "--track wandb does not follow this attempt any more: not done 30 s after the attempt's end" in worker.log
