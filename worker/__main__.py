@@ -60,7 +60,7 @@ def main() -> int:
     if host.slots[0] == "cpu":
         settings.share_cores(len(host.slots))
     app = broker.connect(where.redis_url)
-    station = Station(host=host, layout=layout, store=store, app=app, trackers=arguments.track)
+    station = Station(host=host, layout=layout, store=store, app=app, trackers=list(dict.fromkeys(arguments.track)))
     register(station)
 
     def stop_at_once(*signalled: object) -> None:

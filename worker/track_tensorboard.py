@@ -20,7 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from gptjobs.history import Line
 from gptjobs.job import JobState, Outcome
-from worker.track import Subject, values
+from worker.subject import Subject, values
 
 FILE_VERSION = "brain.Event:2"
 

@@ -8,7 +8,7 @@ import wandb
 
 from gptjobs.history import Line
 from gptjobs.job import JobState, Outcome
-from worker.track import Subject, values
+from worker.subject import Subject, values
 
 
 class Wandb:
@@ -30,7 +30,7 @@ class Wandb:
         )
 
     def progress(self, line: Line) -> None:
-        if line["step"] >= self._run.step:  # what it does not have already; offline it has nothing
+        if line["step"] >= self._run.starting_step:  # what the server does not have already; offline that is nothing
             self._run.log({**values(line), "_timestamp": line["time"]}, step=line["step"], commit=True)
 
     def alert(self, line: Line, *, is_told: bool) -> None:

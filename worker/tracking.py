@@ -26,7 +26,7 @@ def tracked(trackers: Sequence[str], layout: Layout, job: str, token: int) -> It
     for each in trackers:
         try:
             inputs.append(_start(each, layout, job, token))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # no process, no thread
             logger.warning("job %s: --track %s could not start: %s", job, each, error)
     try:
         yield

@@ -13,11 +13,12 @@ from urllib.parse import quote
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
-from wandb.proto.wandb_internal_pb2 import Record, RunRecord
+from wandb.proto.wandb_internal_pb2 import Record
 
 from gptjobs.local import _free_port
 from tests.conftest import eventually
 from tests.faults.scene import Scene
+from tests.faults.wandb_server import WandbServer
 
 GOES_BACK = (["step", "step", "checkpoint", "step", "step", "wait seen", "crash"], ["step"] * 3)
 """The second attempt makes the steps 3 and 4 again. A loss is the token of the attempt that reported it."""
@@ -58,17 +59,6 @@ def records(store: Path) -> list[Record]:
             found.append(Record.FromString(whole))
             whole = b""
     return found
-
-
-def begun(store: Path) -> RunRecord:
-    return next(each.run for each in records(store) if each.HasField("run"))
-
-
-def wandb_runs(scene: Scene, job: str) -> list[Path]:
-    """The stores of the job's runs, oldest first."""
-    return sorted(
-        scene.layout.wandb_parent(job).glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_ctime
-    )
 
 
 def test_the_files_of_tensorboard_have_each_step_once_from_the_branch_that_counts(scene: Scene) -> None:
@@ -126,38 +116,54 @@ def test_a_tensorboard_that_is_open_drops_the_steps_that_a_job_goes_back_over(
 
 
 @pytest.fixture
-def offline(scene: Scene) -> None:
-    scene.gptjobs.environment |= {"WANDB_MODE": "offline", "HOME": str(scene.layout.root / "home")}
+def online(scene: Scene) -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        scene.gptjobs.environment |= {
+            "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "HOME": str(scene.layout.root / "home"),
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
+        }  # fmt: skip
+        yield server
+        server.shutdown()
 
 
-@pytest.mark.usefixtures("offline")
-def test_a_job_that_goes_back_begins_a_run_of_wandb_with_all_that_counts(scene: Scene) -> None:
-    scene.worker(track="wandb")
-    job = scene.submit(*GOES_BACK, steps=5)
-    eventually(lambda: [losses_in_wandb(each) for each in wandb_runs(scene, job)] == [SEEN])
-    scene.open("seen")
-    assert scene.ends(job) == "finished"
-    eventually(lambda: [losses_in_wandb(each) for each in wandb_runs(scene, job)] == [SEEN, COUNTS])
-    before, after = (begun(store) for store in wandb_runs(scene, job))
-    assert (before.run_id, before.display_name) == (job, "job")
-    assert (after.run_id, after.display_name) == (f"{job}-2", "job (attempt 2)")
-    assert before.run_group == after.run_group == "job"
-    assert before.project == after.project == "gptjobs"
-
-
-@pytest.mark.usefixtures("offline")
-def test_a_job_that_was_paused_goes_on_in_its_run_of_wandb(scene: Scene) -> None:
+def test_a_job_that_was_paused_goes_on_in_its_run_of_wandb(scene: Scene, online: WandbServer) -> None:
     scene.worker(track="wandb")
     job = scene.submit(["step", "step", "wait never"], ["step"] * 2, steps=4)
     scene.trains(job, step=2)
     scene.gptjobs.ok("pause", job)
-    eventually(lambda: scene.state(job) == "paused")
+    eventually(lambda: scene.state(job) == "paused" and not tracking(scene))
+    assert online.losses(job) == [(1, 1.0), (2, 1.0)]
     scene.gptjobs.ok("unpause", job)
     assert scene.ends(job) == "finished"
-    whole = [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
-    eventually(lambda: [losses_in_wandb(each) for each in wandb_runs(scene, job)] == [whole[:2], whole])
-    assert {(begun(store).run_id, begun(store).display_name) for store in wandb_runs(scene, job)} == {(job, "job")}
+    eventually(lambda: not tracking(scene))
+    assert online.losses(job) == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+    assert json.loads(online.summaries[job])["outcome"] == "finished"
+    assert set(online.begun) == {job}
+    assert online.begun[job]["displayName"] == online.begun[job]["groupName"] == "job"
     assert not list((scene.layout.root / "home").rglob("*wandb*"))
+
+
+def test_a_job_that_goes_back_has_a_run_on_the_server_with_all_that_counts(scene: Scene, online: WandbServer) -> None:
+    scene.worker(track="wandb")
+    job = scene.submit(*GOES_BACK, steps=5)
+    eventually(lambda: online.losses(job) == SEEN)
+    scene.open("seen")
+    assert scene.ends(job) == "finished"
+    eventually(lambda: online.losses(f"{job}-2") == COUNTS)
+    assert online.losses(job) == SEEN
+    assert online.begun[f"{job}-2"]["displayName"] == "job (attempt 2)"
+
+
+def test_offline_each_attempt_leaves_a_store_of_wandb_with_the_whole_course(scene: Scene) -> None:
+    scene.gptjobs.environment |= {"WANDB_MODE": "offline"}
+    scene.worker(track="wandb")
+    job = scene.submit(["step", "step", "checkpoint", "step", "crash"], ["step"] * 3, steps=5)
+    assert scene.ends(job) == "finished"
+    eventually(lambda: not tracking(scene))
+    (store,) = scene.layout.wandb_parent(job).glob(f"wandb/offline-run-*/run-{job}-2.wandb")
+    assert losses_in_wandb(store) == COUNTS
+    begun = next(each.run for each in records(store) if each.HasField("run"))
+    assert (begun.run_id, begun.display_name, begun.run_group) == (f"{job}-2", "job (attempt 2)", "job")
 
 
 def tracking(scene: Scene) -> bool:

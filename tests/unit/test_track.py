@@ -4,13 +4,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import pytest
 
-from gptjobs import durable, progress, record, trackers
+from gptjobs import durable, progress, record, trackers, trials
 from gptjobs.errors import UsageError
 from gptjobs.history import Line
 from gptjobs.job import JobState, Outcome
@@ -18,7 +18,8 @@ from gptjobs.layout import Layout
 from gptjobs.progress import Alert
 from tests.unit.conftest import NOON, begin, commit
 from tests.unit.test_outputs import FINISHED, PLAN, SPEC, step, thrice, write_lines  # noqa: F401  # a fixture
-from worker import track
+from tests.unit.test_sweep import sweep
+from worker import subject, track
 
 
 class Told:
@@ -48,7 +49,7 @@ class Told:
 @pytest.fixture
 def told(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> Told:
     made = Told()
-    monkeypatch.setattr(track, "_target", lambda tracker, subject: made)
+    monkeypatch.setattr(track, "_target", lambda *asked: made)
     monkeypatch.setattr(track, "LOOK_S", 0.01)
     durable.make_folder(layout.job_outputs("first"))
     record.write_spec(layout, SPEC)
@@ -154,6 +155,19 @@ def test_of_an_attempt_that_reported_nothing_nothing_is_told(layout: Layout, tol
     assert told.losses == told.ends == []
 
 
+def test_what_is_followed_has_its_values_its_parent_and_its_group(layout: Layout, told: Told) -> None:
+    begin(layout, "first", 1)
+    alone = track._subject(layout, "first", 1)
+    assert alone.group == SPEC.called
+    assert alone.hyperparameters["block_size"] == PLAN.settled.train.block_size
+    assert alone.hyperparameters["n_layer"] == PLAN.settled.model.n_layer
+    assert (alone.hyperparameters["job"], alone.hyperparameters["parent"]) == ("first", None)
+    trials.write_sweep(layout, sweep(id="many", name="which-rate"))
+    layout.job_file("first").unlink()
+    record.write_spec(layout, replace(SPEC, sweep="many", trial=0))
+    assert track._subject(layout, "first", 1).group == "which-rate"
+
+
 def test_a_branch_begins_with_an_attempt_that_goes_back_over_reported_steps(layout: Layout) -> None:
     branch = partial(track._branch, layout, "first")
     begin(layout, "first", 1)
@@ -170,10 +184,10 @@ def test_a_branch_begins_with_an_attempt_that_goes_back_over_reported_steps(layo
 
 
 def test_a_line_has_a_point_on_each_curve_that_it_has_a_value_for() -> None:
-    assert track.values(asdict(step(10, 1.5))) == {
+    assert subject.values(asdict(step(10, 1.5))) == {
         "train/loss": 1.5, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens_per_s": 1e4, "tokens": 5120,
     }  # fmt: skip
-    assert track.values(asdict(step(10, 1.5, 2.5)))["val/loss"] == 2.5
+    assert subject.values(asdict(step(10, 1.5, 2.5)))["val/loss"] == 2.5
 
 
 @pytest.mark.parametrize(("tracker", "extra"), [("tensorboard", "tb"), ("wandb", "track")])
@@ -189,7 +203,8 @@ def test_a_tracker_whose_package_is_not_here_is_refused_with_what_installs_it(
 
 HANGS = """
 import sys, threading
-from worker import track
+from tests.unit.test_sweep import sweep
+from worker import subject, track
 track.GRACE_S = 0.1
 track._follow = lambda *all: threading.Event().wait()
 sys.argv = ["track", "tensorboard", "root", "job", "1"]
