@@ -226,6 +226,19 @@ class Layout:
         """What the steps up to this one were, in the attempt `token`."""
         return self.flight(job) / f"{token}-{step:06d}.json"
 
+    def tensorboard(self, job: str, name: str | None) -> Path:
+        """TensorBoard calls the curves by their folder, relative to the one it is given."""
+        return self.outputs / job / "tensorboard" / (name or "")
+
+    def tensorboard_file(self, job: str, name: str | None, token: int) -> Path:
+        """Of an attempt. TensorBoard reads a folder's files by their names, so these sort as the attempts do,
+        whatever the hosts' clocks say."""
+        return self.tensorboard(job, name) / f"events.out.tfevents.{token:010d}"
+
+    def wandb_parent(self, job: str) -> Path:
+        """Where Weights & Biases' package makes its folder `wandb`."""
+        return self.outputs / job
+
     def log_file(self, kind: str, job: str, seconds: float) -> Path:
         prefix = "resume_" if kind == "resume" else ""
         return self.logs / f"{prefix}training_log_{job}_{stamp(seconds)}.log"

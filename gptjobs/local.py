@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +108,7 @@ class Stack:
     say: Say
     device: str | None = None
     slots: int | None = None
+    trackers: Sequence[str] = ()
     with_worker: bool = True
     with_flower: bool = True
     flower_port: int = FLOWER_PORT
@@ -219,6 +220,7 @@ class Stack:
         command = [sys.executable, "-m", "worker", "--leash"]
         command += ["--device", self.device] if self.device else []
         command += ["--slots", str(self.slots)] if self.slots else []
+        command += [f"--track={each}" for each in self.trackers]
         self._add("worker", command)
 
     def _start_flower(self) -> None:

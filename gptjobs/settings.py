@@ -23,6 +23,7 @@ URL_FORMS = "GPTJOBS_REDIS_URL=redis://USER:PASSWORD@HOST:6379/0, or rediss://â€
 _OF_WORKERS = (
     REDIS_VARIABLE, REDIS_FILE_VARIABLE, NOTIFY_VARIABLE, "TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR",
     "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PATH",
+    "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL", "WANDB_MODE",
 )  # fmt: skip
 """what a worker, and the programs that it starts, go by"""
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -150,6 +151,13 @@ def service_environment(settings: Settings) -> dict[str, str]:
     if said.get(REDIS_FILE_VARIABLE):
         said[REDIS_FILE_VARIABLE] = str(Path(said[REDIS_FILE_VARIABLE]).absolute())
     return {**said, ROOT_VARIABLE: str(settings.root)}
+
+
+def wandb_environment(folder: Path) -> dict[str, str]:
+    """This process's environment for a child that logs to Weights & Biases, whose package takes all else from there:
+    what the user did not set is a project's name and that it writes nothing outside `folder`."""
+    ours = {"WANDB_PROJECT": "gptjobs", "WANDB_DIR": str(folder), "WANDB_CACHE_DIR": str(folder / "wandb" / "cache")}
+    return {**ours, **os.environ}
 
 
 def share_cores(shares: int) -> None:

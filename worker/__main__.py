@@ -18,7 +18,7 @@ from types import FrameType
 from celery import signals
 from celery.platforms import SecurityWarning
 
-from gptjobs import broker, notify, settings, storage
+from gptjobs import broker, notify, settings, storage, trackers
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from gptjobs.store import LeaseStore, Unreachable
@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--name", default="worker")
     parser.add_argument("--device", help="cuda, mps or cpu; the best one here unless given")
     parser.add_argument("--slots", type=int, help="jobs at once on each device")
+    parser.add_argument("--track", action="append", default=[], choices=trackers.EXTRAS)
     parser.add_argument("--leash", action="store_true", help="drain when standard input ends")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
@@ -50,6 +51,7 @@ def main() -> int:
     where = settings.load()
     layout = Layout(where.root)
     try:
+        trackers.check(arguments.track)
         store = LeaseStore(where.redis_url)
         host = this_host(_free_name(arguments.name, store), arguments.device, arguments.slots)
         everywhere = notify.check(settings.notify_urls(), settings.NOTIFY_VARIABLE)
@@ -60,7 +62,12 @@ def main() -> int:
     if host.slots[0] == "cpu":
         settings.share_cores(len(host.slots))
     station = Station(
-        host=host, layout=layout, store=store, app=broker.connect(where.redis_url), messenger=Messenger(everywhere)
+        host=host,
+        layout=layout,
+        store=store,
+        app=broker.connect(where.redis_url),
+        messenger=Messenger(everywhere),
+        trackers=list(dict.fromkeys(arguments.track)),
     )
     register(station)
 

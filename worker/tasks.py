@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +27,7 @@ from worker.messenger import Messenger
 from worker.news import News, tell_sweep
 from worker.slots import Slots
 from worker.supervisor import Drain
+from worker.tracking import tracked
 
 ROOT_LOOK_S = 1.0
 
@@ -41,6 +42,8 @@ class Station:
     layout: Layout
     store: LeaseStore
     app: Celery
+    trackers: Sequence[str] = ()
+    """that follow its jobs, see gptjobs/trackers.py"""
     drain: Drain = field(default_factory=Drain)
     messenger: Messenger = field(default_factory=Messenger)
     slots: Slots = field(init=False)
@@ -141,7 +144,8 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
     news = news_of(station, found.spec)
     logger.info("job %s: attempt %d on %s", job, lease.attempt, device)
     with HeldLease(station.store, lease, found.spec, station.layout, worker, device, publish) as held:
-        verdict = Attempt(station.layout, found, held, worker, device, station.drain, news).run()
+        with tracked(station.trackers, station.layout, job, lease.token):
+            verdict = Attempt(station.layout, found, held, worker, device, station.drain, news).run()
         state = None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless, draining=station.drain)
     if state is None:
         what = "was fenced; nothing of it counts" if held.lost else "ended, and Redis took no word of it: it expires"

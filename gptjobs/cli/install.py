@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from gptjobs import hours, settings
+from gptjobs import hours, settings, trackers
 from gptjobs.cli import output
 from gptjobs.cli.follow import POLL_S
 from gptjobs.cli.place import Place, pass_place
@@ -32,12 +32,17 @@ def _hours(context: click.Context, option: click.Parameter, text: str | None) ->
     return hours.parse(text) if text else None
 
 
+track_option = click.option(
+    "--track", "trackers", multiple=True, type=click.Choice(list(trackers.EXTRAS)),
+    help="Have it show the jobs' curves too; may be given for each.",
+)  # fmt: skip
 _START = (
     click.option("--name", default=_DEFAULT_NAME, help="Numbered where it is taken.  [default: worker]"),
     click.option("--device", type=click.Choice(DEVICES), help="[default: the best one here]"),
     click.option("--slots", type=click.IntRange(1), help="Jobs at once on each device.  [default: 1]"),
     click.option("--hours", metavar="FROM-TO", callback=_hours, help="Work only then: 22-8, 22:30-8:15; local time."),
     click.option("--on-ac-only", is_flag=True, help="Rest while on battery."),
+    track_option,
     click.option(
         "--log",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -61,6 +66,7 @@ def start_words(chosen: Mapping[str, Any]) -> list[str]:
     words += ["--slots", str(chosen["slots"])] if chosen["slots"] else []
     words += ["--hours", str(chosen["hours"])] if chosen["hours"] else []
     words += ["--on-ac-only"] if chosen["on_ac_only"] else []
+    words += [f"--track={each}" for each in chosen["trackers"]]
     words += ["--log", str(chosen["log"].absolute())] if chosen["log"] else []
     return words
 
@@ -89,6 +95,7 @@ def install(place: Place, system: bool, dry_run: bool, **chosen: Any) -> None:
         return
     if importlib.util.find_spec("torch") is None:
         raise Refused("no worker can be here: torch is not installed", hint="pip install 'gptjobs[worker]'")
+    trackers.check(chosen["trackers"])
     _check(service)
     place.store.ping()
     is_there = service.definition_file.exists()

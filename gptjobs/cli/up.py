@@ -8,6 +8,7 @@ import click
 
 import gptjobs
 from gptjobs.cli import output
+from gptjobs.cli.install import track_option
 from gptjobs.cli.place import Place, json_option, pass_place
 from gptjobs.job import DEVICES
 
@@ -15,11 +16,15 @@ from gptjobs.job import DEVICES
 @click.command(epilog="Example: gptjobs up --device cpu")
 @click.option("--device", type=click.Choice(DEVICES), help="The worker's.  [default: the best one here]")
 @click.option("--slots", type=click.IntRange(1), help="Jobs at once, on CPU and Metal.  [default: 1]")
+@track_option
 @click.option("--no-worker", is_flag=True, help="Only Redis and Flower.")
 @click.option("--no-flower", is_flag=True, help="No web page.")
 @click.option("--flower-port", type=click.IntRange(1, 65535), default=5555, help="[default: 5555]")
 @pass_place
-def up(place: Place, device: str | None, slots: int | None, no_worker: bool, no_flower: bool, flower_port: int) -> None:
+def up(
+    place: Place, device: str | None, slots: int | None, trackers: tuple[str, ...], no_worker: bool, no_flower: bool,
+    flower_port: int,
+) -> None:  # fmt: skip
     """Start Redis, a worker and Flower here, in the foreground.
 
     Redis is that of GPTJOBS_REDIS_URL, else one of this folder's own, whose data lies in .gptjobs/. Ctrl-C
@@ -28,7 +33,9 @@ def up(place: Place, device: str | None, slots: int | None, no_worker: bool, no_
     """
     from gptjobs.local import Stack
     from gptjobs.settings import public
+    from gptjobs.trackers import check
 
+    check(trackers)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
@@ -37,6 +44,7 @@ def up(place: Place, device: str | None, slots: int | None, no_worker: bool, no_
         say=_say,
         device=device,
         slots=slots,
+        trackers=trackers,
         with_worker=not no_worker,
         with_flower=not no_flower,
         flower_port=flower_port,

@@ -103,8 +103,9 @@ class Scene:
         return self.proxies[-1]
 
     def worker(
-        self, name: str = "first", *, proxy: Proxy | None = None, slots: int = 1, changes: dict[str, Any] | None = None
-    ) -> Worker:
+        self, name: str = "first", *, proxy: Proxy | None = None, slots: int = 1, changes: dict[str, Any] | None = None,
+        track: str | None = None,
+    ) -> Worker:  # fmt: skip
         """Start a worker of scripted trainers; `changes` are constants of its code to other values."""
         log = self._folder / f"{name}.log"
         url = proxy.url if proxy else self.server.url
@@ -112,7 +113,7 @@ class Scene:
             process = subprocess.Popen(
                 [
                     sys.executable, "-m", "tests.faults.worker", json.dumps(changes or {}),
-                    "--device", "cpu", "--name", name, "--slots", str(slots),
+                    "--device", "cpu", "--name", name, "--slots", str(slots), *(["--track", track] if track else []),
                 ],
                 env={**self.gptjobs.environment, "PYTHONPATH": str(REPOSITORY), "GPTJOBS_REDIS_URL": url},
                 stdout=output, stderr=output, start_new_session=True,

@@ -86,7 +86,8 @@ class Trainer:
             lines.write(json.dumps(line) + "\n")
         self.report(
             Progress(
-                step=self.step, end_step=self._plan.settled.end_step, tokens=self.step, train_loss=1.0,
+                step=self.step, end_step=self._plan.settled.end_step, tokens=self.step,
+                train_loss=float(self._token),  # so that its lines tell one attempt from another
                 learning_rate=1e-4, grad_norm=1.0, tokens_per_s=None, eta_s=None,
             )
         )  # fmt: skip
