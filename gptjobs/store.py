@@ -31,7 +31,7 @@ Nothing here is decided by a clock. A worker's key expires, but that is for peop
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -336,6 +336,15 @@ class Store:
         with self._reaching():
             keys = sorted(self._redis.scan_iter(WORKER + "*", count=_BATCH))
             values = cast(list[str | None], self._redis.mget(keys)) if keys else []
+        return self._presences(values)
+
+    def workers_among(self, names: Iterable[str]) -> list[Presence]:
+        """Those of these names that are there: for one who may not list keys."""
+        with self._reaching():
+            values = [cast(str | None, self._redis.get(WORKER + each)) for each in sorted(names)]
+        return self._presences(values)
+
+    def _presences(self, values: list[str | None]) -> list[Presence]:
         found = []
         for each in filter(None, values):
             with suppress(

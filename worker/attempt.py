@@ -29,6 +29,7 @@ from gptjobs.progress import Alert, CheckpointWritten, Line, Progress, StageBega
 from gptjobs.trials import PRUNED
 from worker import outputs, sweeps
 from worker.lease import HeldLease
+from worker.meter import JobMeter
 from worker.onlooker import Onlooker, taught_speed
 from worker.supervisor import Drain, Ended, Supervisor, encoder_command, trainer_command
 
@@ -49,6 +50,7 @@ class Attempt:
     def __init__(self, layout: Layout, job: Job, held: HeldLease, worker: str, device: str, drain: Drain) -> None:
         self._layout, self._job, self._spec, self._held = layout, job, job.spec, held
         self._worker, self._device, self._drain = worker, device, drain
+        self.meter = JobMeter()
         self._is_pruned = False
         self._growth: str | None = None
         """in words, for which the trainer was stopped"""
@@ -150,6 +152,7 @@ class Attempt:
             checkpoint.sweep_leftovers(layout, plan.job)
         for each in corrupt:
             self._tell_quarantine(each, log)
+        self.meter.begin(plan, start.manifest.step if start else 0, past)
         self._held.show({"end_step": plan.settled.end_step})
         return True
 
@@ -212,6 +215,7 @@ class Attempt:
         if self._held.lost:
             return
         logger.warning("job %s: %s", self._spec.id, alert.reason)
+        self.meter.note(alert)
         try:
             log.write(f"alert: {alert.reason}\n".encode())
             self._write_line(alert.kind, **asdict(alert))
@@ -228,6 +232,7 @@ class Attempt:
 
     def _show(self, line: Line, text: str) -> None:
         """Let the lease's next renewal carry what the line says."""
+        self.meter.note(line)
         if isinstance(line, StageBegan):
             self._held.show({"stage": line.stage, "done": line.done})
         elif isinstance(line, Progress):

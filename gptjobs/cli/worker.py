@@ -27,14 +27,16 @@ def group() -> None:
 @click.option("--name", default="worker", help="Numbered where it is taken.  [default: worker]")
 @click.option("--device", type=click.Choice(DEVICES), help="[default: the best one here]")
 @click.option("--slots", type=click.IntRange(1), help="Jobs at once on each device.  [default: 1]")
+@click.option("--metrics", metavar="[HOST:]PORT", help="Where Prometheus may ask.  [default: nowhere; HOST: loopback]")
 @pass_place
-def start(place: Place, name: str, device: str | None, slots: int | None) -> None:
+def start(place: Place, name: str, device: str | None, slots: int | None, metrics: str | None) -> None:
     """Take jobs and train them, in the foreground. Ctrl-C or SIGTERM: running jobs write a checkpoint and go
     back to the queue."""
     place.store.ping()
     command = [sys.executable, "-m", "worker", "--name", name]
     command += ["--device", device] if device else []
     command += ["--slots", str(slots)] if slots else []
+    command += ["--metrics", metrics] if metrics else []
     os.execve(sys.executable, command, settings.child_environment(place.settings))
 
 
