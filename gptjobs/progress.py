@@ -14,7 +14,7 @@ from gptjobs import durable
 
 SCHEMA = 1
 SPIKE, FALL, OUTLIER, NOT_FINITE = "spike", "fall", "outlier", "not_finite"
-SLOWDOWN, MEMORY_GROWTH, PLATEAU = "slowdown", "memory_growth", "plateau"
+SLOWDOWN, MEMORY_GROWTH, PLATEAU, CHECKPOINT_FAILED = "slowdown", "memory_growth", "plateau", "checkpoint_failed"
 """names of alerts"""
 MOST_GROUPS = 256
 """of an evaluation's windows in a line"""
@@ -73,7 +73,8 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointWritten:
-    """A checkpoint was committed; `name` is its file's."""
+    """A checkpoint was committed; `name` is its file's. `stall_s` is how long the loop waited for it: for its copy, and
+    for what of writing it was left when the next was due, or the attempt ended."""
 
     kind: ClassVar[str] = "checkpoint"
     name: str
@@ -81,6 +82,7 @@ class CheckpointWritten:
     tokens: int
     size: int
     val_loss: float | None
+    stall_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ class ArithmeticSettled:
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """Someone should look: `name` says at what (checkpoint_failed, or those above). Of a spike or
+    """Someone should look: `name` says at what (one of those above). Of a spike or
     outlier, the step it began at and the windows of the data, by their places in the order from the first to before
     the last, that its steps had seen; of an outlier also the tokens that the first of these begin at."""
 

@@ -15,7 +15,7 @@ from gptjobs.errors import Refused
 from gptjobs.job import SCHEMA, WAYS, Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
 from gptjobs.plateau import STANDS
-from gptjobs.progress import FALL, NOT_FINITE, OUTLIER, PLATEAU, SLOWDOWN, SPIKE
+from gptjobs.progress import CHECKPOINT_FAILED, FALL, NOT_FINITE, OUTLIER, PLATEAU, SLOWDOWN, SPIKE
 from gptjobs.slowdown import SLOW_PART
 
 OWNER_ONLY = 0o600
@@ -134,6 +134,8 @@ class PastAttempt:
     """windows on the device at once, where fewer than planned"""
     alerts: Sequence[dict[str, Any]] = ()
     """its lines of that kind, oldest first"""
+    checkpoint: dict[str, Any] | None = None
+    """the line of the newest that it wrote"""
 
 
 def read_attempts(layout: Layout, job: str) -> list[PastAttempt]:
@@ -153,7 +155,7 @@ def read_attempt(layout: Layout, job: str, token: int) -> tuple[PastAttempt, int
 def read_on(layout: Layout, job: str, past: PastAttempt, start: int = 0) -> tuple[PastAttempt, int]:
     """The attempt with what its lines tell from the byte `start` on, and the byte after them."""
     ended, micro_batch = past.ended, past.micro_batch
-    progress, alerts = dict(past.progress), list(past.alerts)
+    progress, alerts, newest = dict(past.progress), list(past.alerts), past.checkpoint
     lines, end = history.attempt_lines(layout, job, past.attempt.token, start)
     for line in lines:
         if line["kind"] == "ended":
@@ -164,7 +166,11 @@ def read_on(layout: Layout, job: str, past: PastAttempt, start: int = 0) -> tupl
             micro_batch = line["windows"]
         elif line["kind"] == "alert":
             alerts.append(line)
-    found = PastAttempt(attempt=past.attempt, ended=ended, progress=progress, micro_batch=micro_batch, alerts=alerts)
+        elif line["kind"] == "checkpoint":
+            newest = line
+    found = PastAttempt(
+        attempt=past.attempt, ended=ended, progress=progress, micro_batch=micro_batch, alerts=alerts, checkpoint=newest
+    )
     return found, end
 
 
@@ -216,7 +222,7 @@ def _is_over(alert: dict[str, Any], newest: PastAttempt, checkpoints: Sequence[C
     if alert["name"] == PLATEAU:
         stood, now = alert.get("loss"), newest.progress.get("val_loss")
         return bool(stood and now and now <= (1 - STANDS) * stood)
-    is_of_checkpoint = alert["name"] == "checkpoint_failed"
+    is_of_checkpoint = alert["name"] == CHECKPOINT_FAILED
     return is_of_checkpoint and bool(checkpoints) and checkpoints[-1].manifest.step > alert["step"]
 
 

@@ -386,6 +386,15 @@ class Store:
         with self._reaching():
             keys = sorted(self._redis.scan_iter(WORKER + "*", count=_BATCH))
             values = cast(list[str | None], self._redis.mget(keys)) if keys else []
+        return self._presences(values)
+
+    def workers_among(self, names: Iterable[str]) -> list[Presence]:
+        """Those of these names that are there: for one who may not list keys."""
+        with self._reaching():
+            values = [cast(str | None, self._redis.get(WORKER + each)) for each in sorted(names)]
+        return self._presences(values)
+
+    def _presences(self, values: list[str | None]) -> list[Presence]:
         found = []
         for each in filter(None, values):
             with suppress(

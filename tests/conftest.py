@@ -143,10 +143,10 @@ class Workers:
         self._commands, self._folder = commands, folder
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, name: str = "worker", slots: int = 1) -> "subprocess.Popen[bytes]":
+    def start(self, name: str = "worker", slots: int = 1, *options: str) -> "subprocess.Popen[bytes]":
         with (self._folder / f"{name}.log").open("ab") as log:
             process = self._commands.start(
-                "worker", "start", "--device", "cpu", "--name", name, "--slots", str(slots),
+                "worker", "start", "--device", "cpu", "--name", name, "--slots", str(slots), *options,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.processes.append(process)

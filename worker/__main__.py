@@ -22,6 +22,7 @@ from gptjobs import broker, notify, settings, storage, trackers
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from gptjobs.store import LeaseStore, Unreachable
+from worker import metrics
 from worker.child import SECOND_REQUEST
 from worker.host import this_host
 from worker.messenger import Messenger
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--device", help="cuda, mps or cpu; the best one here unless given")
     parser.add_argument("--slots", type=int, help="jobs at once on each device")
     parser.add_argument("--track", action="append", default=[], choices=trackers.EXTRAS)
+    parser.add_argument("--metrics", metavar="[HOST:]PORT", help="where Prometheus may ask; nowhere unless given")
     parser.add_argument("--leash", action="store_true", help="drain when standard input ends")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
@@ -56,19 +58,21 @@ def main() -> int:
         host = this_host(_free_name(arguments.name, store), arguments.device, arguments.slots)
         everywhere = notify.check(settings.notify_urls(), settings.NOTIFY_VARIABLE)
         layout = _open_root(layout, store)
+        station = Station(
+            host=host,
+            layout=layout,
+            store=store,
+            app=broker.connect(where.redis_url),
+            messenger=Messenger(everywhere),
+            trackers=list(dict.fromkeys(arguments.track)),
+        )
+        if arguments.metrics:
+            metrics.serve(station, arguments.metrics)
     except GptjobsError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
     if host.slots[0] == "cpu":
         settings.share_cores(len(host.slots))
-    station = Station(
-        host=host,
-        layout=layout,
-        store=store,
-        app=broker.connect(where.redis_url),
-        messenger=Messenger(everywhere),
-        trackers=list(dict.fromkeys(arguments.track)),
-    )
     register(station)
 
     def stop_at_once(*signalled: object) -> None:

@@ -30,6 +30,7 @@ from gptjobs.trials import PRUNED
 from worker import outputs, sweeps
 from worker.lease import HeldLease
 from worker.messenger import Messenger
+from worker.meter import JobMeter
 from worker.news import News
 from worker.onlooker import Onlooker, taught_losses, taught_speed
 from worker.supervisor import Drain, Ended, Supervisor, encoder_command, trainer_command
@@ -55,6 +56,7 @@ class Attempt:
         self._layout, self._job, self._spec, self._held = layout, job, job.spec, held
         self._worker, self._device, self._drain = worker, device, drain
         self._news = news or News(Messenger(), layout, job.spec)
+        self.meter = JobMeter()
         self._is_pruned = False
         self._growth: str | None = None
         """in words, for which the trainer was stopped"""
@@ -158,6 +160,7 @@ class Attempt:
             checkpoint.sweep_leftovers(layout, plan.job)
         for each in corrupt:
             self._tell_quarantine(each, log)
+        self.meter.begin(plan, start.manifest.step if start else 0, past)
         self._held.show({"end_step": plan.settled.end_step})
         return True
 
@@ -226,6 +229,7 @@ class Attempt:
         if self._held.lost:
             return
         logger.warning("job %s: %s", self._spec.id, alert.reason)
+        self.meter.note(alert)
         try:
             log.write(f"alert: {alert.reason}\n".encode())
             self._write_line(alert.kind, **asdict(alert))
@@ -243,6 +247,7 @@ class Attempt:
 
     def _show(self, line: Line, text: str) -> None:
         """Let the lease's next renewal carry what the line says."""
+        self.meter.note(line)
         if isinstance(line, StageBegan):
             self._held.show({"stage": line.stage, "done": line.done})
         elif isinstance(line, Progress):

@@ -38,6 +38,7 @@ class HeldLease:
         self._progress: Mapping[str, Any] = {}
         self._offline_since: float | None = None
         self._ending: JobState | None = None
+        self._confirmed_at = time.monotonic()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {spec.id}", daemon=True)
         self.state = JobState.RUNNING
@@ -59,6 +60,16 @@ class HeldLease:
     def show(self, progress: Mapping[str, Any]) -> None:
         """Let the next renewal carry these newest values."""
         self._progress = {**self._progress, **progress}
+
+    @property
+    def progress(self) -> Mapping[str, Any]:
+        """The newest values."""
+        return self._progress
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since Redis last confirmed a beat."""
+        return time.monotonic() - self._confirmed_at
 
     @property
     def is_asked_to_stop(self) -> bool:
@@ -126,6 +137,7 @@ class HeldLease:
             self.lost = True
 
     def _note_online(self) -> None:
+        self._confirmed_at = time.monotonic()
         if self._offline_since is not None:
             logger.info("Redis answers again; job %s is still ours", self._spec.id)
             self._offline_since = None

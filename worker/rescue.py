@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import gptjobs
-from gptjobs import broker, checkpoint, record
+from gptjobs import broker, checkpoint, metrics, record
 from gptjobs.errors import RedisUnreachable
 from gptjobs.job import SCHEMA, Cause, Job, JobState, Outcome, count_fruitless
 from gptjobs.presence import Device, Presence
@@ -96,8 +96,10 @@ class Rescue:
             looked = now
             try:
                 self._look(now)
+                self._station.hears_redis = True
             except (Unreachable, RedisUnreachable) as error:
                 logger.debug("Redis does not answer: %s", error)
+                self._station.hears_redis = False
                 self._forget()
 
     def _forget(self) -> None:
@@ -161,6 +163,7 @@ class Rescue:
         if after is None:
             return
         logger.warning("job %s: %s, its lease expired: %s", id, lost.reason, after)
+        station.meters.count(metrics.REAPED)
         if after is not outcome.state:
             outcome = Outcome(state=after, reason=after.value)
         if after.is_terminal:

@@ -13,7 +13,7 @@ from celery.exceptions import Ignore
 from celery.utils.functional import maybe_list
 from celery.worker.control import Panel
 
-from gptjobs import broker, checkpoint, control, record, storage
+from gptjobs import broker, checkpoint, control, metrics, record, storage
 from gptjobs.errors import JobFailed, NotFound, RedisUnreachable, Refused
 from gptjobs.job import Job, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
@@ -24,6 +24,7 @@ from worker.attempt import Attempt
 from worker.host import Host
 from worker.lease import HeldLease
 from worker.messenger import Messenger
+from worker.meter import FENCED, Meters
 from worker.news import News, tell_sweep
 from worker.slots import Slots
 from worker.supervisor import Drain
@@ -49,6 +50,8 @@ class Station:
     slots: Slots = field(init=False)
     jobs: dict[str, int] = field(default_factory=dict)
     """in work, and how many slots each has"""
+    meters: Meters = field(default_factory=Meters)
+    hears_redis: bool = True
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.host.slots)
@@ -144,9 +147,14 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
     news = news_of(station, found.spec)
     logger.info("job %s: attempt %d on %s", job, lease.attempt, device)
     with HeldLease(station.store, lease, found.spec, station.layout, worker, device, publish) as held:
-        with tracked(station.trackers, station.layout, job, lease.token):
-            verdict = Attempt(station.layout, found, held, worker, device, station.drain, news).run()
+        attempt = Attempt(station.layout, found, held, worker, device, station.drain, news)
+        with (
+            station.meters.of(attempt.meter, claimed, held),
+            tracked(station.trackers, station.layout, job, lease.token),
+        ):
+            verdict = attempt.run()
         state = None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless, draining=station.drain)
+    station.meters.count(metrics.ENDED, _end(verdict.outcome) if state else FENCED)
     if state is None:
         what = "was fenced; nothing of it counts" if held.lost else "ended, and Redis took no word of it: it expires"
         logger.warning("job %s: this attempt %s", job, what)
@@ -161,6 +169,10 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
     logger.info("job %s: %s", job, outcome)
     news.tell_end(outcome)
     return outcome
+
+
+def _end(outcome: Outcome) -> str:
+    return str(outcome.cause or outcome.state)
 
 
 def news_of(station: Station, spec: JobSpec) -> News:

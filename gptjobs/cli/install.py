@@ -42,6 +42,9 @@ _START = (
     click.option("--slots", type=click.IntRange(1), help="Jobs at once on each device.  [default: 1]"),
     click.option("--hours", metavar="FROM-TO", callback=_hours, help="Work only then: 22-8, 22:30-8:15; local time."),
     click.option("--on-ac-only", is_flag=True, help="Rest while on battery."),
+    click.option(
+        "--metrics", metavar="[HOST:]PORT", help="Where Prometheus may ask.  [default: nowhere; HOST: loopback]"
+    ),
     track_option,
     click.option(
         "--log",
@@ -66,6 +69,7 @@ def start_words(chosen: Mapping[str, Any]) -> list[str]:
     words += ["--slots", str(chosen["slots"])] if chosen["slots"] else []
     words += ["--hours", str(chosen["hours"])] if chosen["hours"] else []
     words += ["--on-ac-only"] if chosen["on_ac_only"] else []
+    words += ["--metrics", chosen["metrics"]] if chosen["metrics"] else []
     words += [f"--track={each}" for each in chosen["trackers"]]
     words += ["--log", str(chosen["log"].absolute())] if chosen["log"] else []
     return words

@@ -13,7 +13,17 @@ from tornado.web import url
 
 from gptjobs import broker, settings
 from gptjobs.flower.events import JobEvents
-from gptjobs.flower.pages import COLUMNS, FILES, TEMPLATES, Cancel, Files, JobsTable, Templates, write_api_error
+from gptjobs.flower.pages import (
+    COLUMNS,
+    FILES,
+    TEMPLATES,
+    Cancel,
+    Files,
+    JobMetrics,
+    JobsTable,
+    Templates,
+    write_api_error,
+)
 from gptjobs.flower.runs import HANDLERS
 from gptjobs.flower.task import JobTask
 
@@ -25,6 +35,7 @@ flower.urls.handlers[:0] = [  # the first that matches answers
     *HANDLERS,
     url(r"/tasks/datatable", JobsTable),
     url(r"/api/task/revoke/(.+)", Cancel),
+    url(r"/metrics", JobMetrics),
     url(r"/files/(.*)", Files, {"path": str(FILES)}, name="files"),
 ]
 flower.views.tasks.TASK_COLUMNS.update(COLUMNS)

@@ -15,6 +15,7 @@ from gptjobs import checkpoint, record, trials
 from gptjobs.errors import GptjobsError, NotFound, Refused
 from gptjobs.job import Job, JobSpec
 from gptjobs.layout import Layout, is_name
+from gptjobs.progress import CHECKPOINT_FAILED
 from gptjobs.record import PastAttempt
 from gptjobs.store import Store
 from gptjobs.sweep import Sweep
@@ -96,6 +97,10 @@ class Board:
     def spec(self, job: str) -> JobSpec:
         return self._shown[job][0].spec
 
+    def jobs(self) -> list[tuple[Job, Row]]:
+        """Every job, with what is shown of it."""
+        return list(self._shown.values())
+
     def attempts(self, job: str) -> Sequence[PastAttempt]:
         found = self._recorded.get(job)
         return found.attempts if found else ()
@@ -155,7 +160,7 @@ class Board:
     def _standing_alert(self, each: Recorded) -> str | None:
         past = each.attempts
         newest = past[-1] if past else None
-        needs = any(alert["name"] == "checkpoint_failed" for alert in newest.alerts) if newest else False
+        needs = any(alert["name"] == CHECKPOINT_FAILED for alert in newest.alerts) if newest else False
         return record.standing_alert(newest, checkpoint.counting(self._layout, each.spec.id) if needs else ())
 
     def _ask_redis(self) -> dict[str, Job]:

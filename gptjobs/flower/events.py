@@ -6,12 +6,14 @@ from contextlib import suppress
 from typing import Any
 
 from flower.events import Events
+from prometheus_client import REGISTRY
 from tornado.ioloop import PeriodicCallback
 
 from gptjobs import settings
 from gptjobs.errors import GptjobsError, RedisUnreachable
 from gptjobs.flower.board import Board
 from gptjobs.flower.curves import Curves
+from gptjobs.flower.metrics import FlowerMetrics
 from gptjobs.job import Job
 from gptjobs.layout import Layout
 from gptjobs.store import Store
@@ -31,6 +33,8 @@ class JobEvents(Events):  # type: ignore[misc]  # Flower publishes no types
         where = settings.load()
         self.store, self.layout = Store(where.redis_url), Layout(where.root)
         self.board, self.curves = Board(self.store, self.layout), Curves(self.layout)
+        self.metrics = FlowerMetrics(self.store, self.layout, self.board)
+        REGISTRY.register(self.metrics)
         self._settled: set[str] = set()
         self._sync_timer = PeriodicCallback(self._sync, SYNC_MS)
 

@@ -9,6 +9,7 @@ from flower.api.control import TaskRevoke
 from flower.utils.search import QuerySyntaxError
 from flower.utils.tasks import search_tasks
 from flower.views import BaseHandler
+from flower.views.monitor import Metrics
 from flower.views.tasks import TasksDataTable
 from tornado.template import Loader, Template
 from tornado.web import HTTPError, StaticFileHandler, authenticated
@@ -54,6 +55,15 @@ class Files(StaticFileHandler, BaseHandler):  # type: ignore[misc]  # Flower pub
 
     def set_extra_headers(self, path: str) -> None:
         self.set_header("Cache-Control", "no-cache")  # ask each time: an update changes them under the same name
+
+
+class JobMetrics(Metrics):  # type: ignore[misc]
+    """Flower's metrics with ours, after a look at the jobs that does not keep others waiting."""
+
+    async def get(self) -> None:
+        events = self.application.events
+        await events.io_loop.run_in_executor(None, events.metrics.look, set(events.state.workers))
+        await super().get()
 
 
 class JobsTable(TasksDataTable):  # type: ignore[misc]

@@ -112,6 +112,14 @@ def test_three_workers_train_three_jobs_at_once(stack: Stack) -> None:
     eventually(lambda: len(json.loads(stack.client("worker", "list", "--json"))["workers"]) == 1)
 
 
+def test_a_workers_metrics_are_told_within_the_network(stack: Stack) -> None:
+    """As deploy/prometheus.yml has them scraped. That nobody else gets them, the test of open ports says."""
+    read = "import urllib.request as r; print(r.urlopen('http://worker:5556/metrics', timeout=10).read().decode())"
+    said = stack("exec", "-T", "flower", "python", "-c", read).stdout
+    assert "\ngptjobs_worker_slots{" in said
+    assert "\ngptjobs_redis_up 1.0" in stack.flower("/metrics")[1]
+
+
 def test_a_worker_outside_joins_by_the_file_with_its_url(stack: Stack) -> None:
     """The half of a Mac: the worker runs natively in the same folder."""
     environment = {**os.environ, "GPTJOBS_REDIS_URL": "", "GPTJOBS_REDIS_URL_FILE": "secrets/redis-url"}

@@ -106,6 +106,7 @@ def test_each_user_can_do_its_work(server: Server, layout: Layout, tmp_path: Pat
         assert flower.ask("/broker", login=True)[0] == 200
         eventually(lambda: broker.TASK in flower.ask("/api/workers?refresh=1", login=True)[1])
         assert flower.ask("/runs/data", login=True)[0] == 200
+        assert 'gptjobs_slots{device="cpu"} 1.0' in flower.ask("/metrics")[1]
         assert [press(flower, waits, each)[1] for each in ("pause", "unpause")] == ["paused", "queued"]
         assert flower.ask(f"/api/task/revoke/{waits}", post=True, login=True)[0] == 200
         gptjobs.ok("retry", "--from-scratch", waits)

@@ -6,6 +6,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,40 @@ def test_a_checkpoint_holds_the_state_of_its_step_though_training_went_on(
     assert made.manifest.step == contents(layout, made)["step"] == 1
     assert_same_bits(tensors(layout, made), before)
     assert not torch.equal(before["transformer.wte.weight"], clones(at)["transformer.wte.weight"])
+
+
+def test_a_checkpoints_line_says_for_how_long_the_loop_waited_for_it(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+
+    class Slow:
+        """A future that takes its time, by the clock that the saver sees."""
+
+        def __init__(self, real: Any, seconds: float) -> None:
+            self._real, self._seconds = real, seconds
+
+        def done(self) -> bool:
+            return False
+
+        def result(self, timeout: float | None = None) -> Any:
+            nonlocal now
+            now += self._seconds
+            return self._real.result()
+
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now)
+    lines: list[Line] = []
+    at = state.load(layout, plan := planned(layout, "job"), None, CPU)
+    with Saver(layout, plan, 1, lines.append) as saver:
+        update(at, saver)
+        saver.begin(at)
+        begun = saver._in_flight
+        assert begun is not None
+        saver._in_flight = replace(begun, copying=Slow(begun.copying, 0.25), writing=Slow(begun.writing, 2.0))
+        update(at, saver)
+        now += 60  # of training, which does not count
+        saver.begin(at)
+    assert [each.stall_s for each in lines if isinstance(each, CheckpointWritten)] == [2.25, 0.0]
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_it_counts_once_it_is_durable(

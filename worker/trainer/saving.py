@@ -7,10 +7,11 @@ training leaves of the processors.
 
 import platform
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from gptjobs.config import Plan
 from gptjobs.errors import GptjobsError
 from gptjobs.foreign import HEAD
 from gptjobs.layout import Layout
-from gptjobs.progress import Alert, CheckpointWritten, Line
+from gptjobs.progress import CHECKPOINT_FAILED, Alert, CheckpointWritten, Line
 from worker.child import log
 from worker.trainer import optim, shards
 from worker.trainer.commit import GivenUp, commit
@@ -69,6 +70,8 @@ class Saver:
         self._layout, self._plan, self._token, self._report, self._ranks = layout, plan, token, report, ranks
         self._kept = _Kept()
         self._in_flight: _InFlight | None = None
+        self._stall_s = 0.0
+        """for which the loop has waited for the one in flight, or the newest"""
         self._is_last_chance = False
         """whether the next one that cannot be written ends the attempt"""
 
@@ -82,13 +85,15 @@ class Saver:
     def begin(self, at: TrainingState) -> None:
         """Begin to save the state. Raises where the one before could not be written, nor the one before that."""
         self._settle()
-        self._start(at, in_background=True)
+        with self._stalling():
+            self._start(at, in_background=True)
 
     def before_update(self) -> None:
         """Wait, right before the weights change, until they are copied; tell of what was committed meanwhile."""
         if self._in_flight is None:
             return
-        copied = self._in_flight.copying.result()
+        with self._stalling():
+            copied = self._in_flight.copying.result()
         if copied is not None:
             copied.wait()
         if self._in_flight.writing.done():
@@ -101,11 +106,20 @@ class Saver:
         (is_due,) = self._ranks.any(self._ranks.is_first and saves and at.written_step != at.step)
         if is_due:
             self._is_last_chance = True
-            self._start(at, in_background=False)
+            with self._stalling():
+                self._start(at, in_background=False)
             self._settle()
+
+    @contextmanager
+    def _stalling(self) -> Iterator[None]:
+        """What the loop waits for the one in flight, or for what begins it."""
+        began = time.monotonic()
+        yield
+        self._stall_s += time.monotonic() - began
 
     def _start(self, at: TrainingState, *, in_background: bool) -> None:
         """One thread copies, then writes. It is a new one each time, as one that gave way cannot take that back."""
+        self._stall_s = 0.0
         content, manifest = _content(self._plan, at), _manifest(self._plan, self._token, at)
         if not self._ranks.is_first:
             return
@@ -139,18 +153,19 @@ class Saver:
             return
         ended, self._in_flight = self._in_flight, None
         try:
-            written = ended.result()
+            with self._stalling():
+                written = ended.result()
         except GptjobsError as error:
             if self._is_last_chance:
                 raise
             self._is_last_chance = True
-            self._report(Alert(name="checkpoint_failed", step=ended.step, reason=error.message))
+            self._report(Alert(name=CHECKPOINT_FAILED, step=ended.step, reason=error.message))
             log(f"alert: {error.message}; tried again at the next interval")
             return
         self._is_last_chance = False
         ended.at.newest = self._layout.name_of_checkpoint(self._plan.job, written.name)
         ended.at.written_step = written.step
-        self._report(written)
+        self._report(replace(written, stall_s=round(self._stall_s, 6)))
         log(f"checkpoint {written.name}")
 
 
