@@ -397,9 +397,8 @@ class Store:
     def _presences(self, values: list[str | None]) -> list[Presence]:
         found = []
         for each in filter(None, values):
-            with suppress(
-                ValueError, TypeError, RecursionError
-            ):  # of another version, or no worker's: it hides no other
+            # of another version, or no worker's: it hides no other
+            with suppress(ValueError, TypeError, RecursionError):
                 found.append(Presence.from_dict(json.loads(each)))
         return found
 
