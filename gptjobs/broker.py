@@ -3,7 +3,7 @@
 The message is only a doorbell, acknowledged early: a job's id and the serial that its record must have.
 With late acknowledgement Redis redelivers every message older than the visibility timeout, so a long job
 would be trained twice; early acknowledgement alone loses a job with its worker. So that timeout is years,
-prefetching is off, and the lease decides (see store.py).
+prefetching is off, and the lease decides (see leases.py).
 """
 
 import logging

@@ -15,7 +15,8 @@ from gptjobs.config import OF_TRIAL, TRAIN_FIELDS, Given, Plan
 from gptjobs.errors import NotFound, RedisRefused, RedisUnreachable, Refused
 from gptjobs.job import Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout, new_job_id
-from gptjobs.store import Store, Unreachable
+from gptjobs.leases import Unreachable
+from gptjobs.store import Store
 from gptjobs.sweep import Sweep
 
 _DONE = {"cancel": "cancelled", "pause": "paused", "unpause": "unpaused"}

@@ -9,7 +9,8 @@ from gptjobs.broker import App
 from gptjobs.errors import GptjobsError
 from gptjobs.job import WAYS, Cause, Job
 from gptjobs.layout import Layout
-from gptjobs.store import LEASE_TTL_S, Store
+from gptjobs.leases import LEASE_TTL_S
+from gptjobs.store import Store
 from gptjobs.sweep import Sweep
 from gptjobs.trials import GOING_ON
 

@@ -1,4 +1,4 @@
-"""The Lua scripts of store.py, where the key schema stands: each is one atomic change of a job's record."""
+"""The Lua scripts of leases.py and store.py, where the keys stand: each is one atomic change of a job's record."""
 
 from collections.abc import Mapping
 

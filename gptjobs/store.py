@@ -35,7 +35,7 @@ import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -52,7 +52,6 @@ from gptjobs.job import (
     Job,
     JobSpec,
     JobState,
-    Outcome,
     new_job,
     newest_values,
     plain,
@@ -73,21 +72,8 @@ ASKED = "gptjobs:asked:"
 ROOT = "gptjobs:root"
 
 CLIENT_TIMEOUT_S = 5.0
-LEASE_TIMEOUT_S = 2.0
-LEASE_TTL_S = 10.0
-"""A beat that has not grown for so long is a dead holder's."""
 WORKER_PRESENCE_S = 15
 _BATCH = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lease:
-    """The right to train a job, until it is fenced."""
-
-    job: str
-    token: int
-    nonce: str
-    attempt: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +95,6 @@ class Server:
     is_replica: bool
     ping_s: float
     seconds: float
-
-
-class Fenced(Exception):
-    """The lease is another's now."""
-
-
-class RecordMissing(Exception):
-    """Redis has no record of the job: it was flushed, or its volume was lost."""
-
-
-class Unreachable(Exception):
-    """Redis did not answer in time; for callers that go on without it."""
 
 
 class Store:
@@ -235,7 +209,7 @@ class Store:
         """Record a job as the storage root has it, with its holder's nonce if it has one; False where the id is there
         already."""
         values: dict[str, Any] = {
-            "spec": _json(job.spec.to_dict()),
+            "spec": encoded(job.spec.to_dict()),
             "nonce": nonce,
             "token": job.token,
             "attempt": job.attempt,
@@ -244,7 +218,7 @@ class Store:
             "reason": job.reason or "",
             "cause": job.cause or "",
             "priority": job.priority,
-            "progress": _json(job.progress),
+            "progress": encoded(job.progress),
         }
         pairs = [each for pair in values.items() for each in pair]
         keys = [JOB + job.spec.id, WAITING, LEASED, JOBS]
@@ -326,7 +300,7 @@ class Store:
     def begin_sweep(self, sweep: Sweep) -> None:
         """Let idle workers see to it."""
         with self._reaching():
-            self._redis.hset(SWEEPS, sweep.id, _json(sweep.to_dict()))
+            self._redis.hset(SWEEPS, sweep.id, encoded(sweep.to_dict()))
 
     def end_sweep(self, sweep: str) -> bool:
         """Whether it went on until now: of all who say that it has ended, one is told so."""
@@ -376,7 +350,7 @@ class Store:
 
     def announce(self, presence: Presence) -> None:
         with self._reaching():
-            self._redis.set(WORKER + presence.name, _json(presence.to_dict()), ex=WORKER_PRESENCE_S)
+            self._redis.set(WORKER + presence.name, encoded(presence.to_dict()), ex=WORKER_PRESENCE_S)
 
     def withdraw(self, worker: str) -> None:
         with self._reaching():
@@ -413,92 +387,13 @@ class Store:
         return [_lived_s(each) for each in left]
 
 
-class LeaseStore(Store):
-    """For workers: 2 s to answer, no retries, Unreachable where none came: training goes on without."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url, timeout=LEASE_TIMEOUT_S)
-
-    def _unreachable(self, error: Exception) -> Exception:
-        return Unreachable(str(error))
-
-    def claim(self, job: str, serial: int, *, floor: int, nonce: str, worker: str, device: str) -> Lease | None:
-        """Queued → running, if the doorbell's serial is the record's. The token exceeds Redis's and `floor`,
-        the highest of any attempt in the storage root."""
-        answer = self._run(scripts.CLAIM, [JOB + job, WAITING, LEASED], job, serial, floor, nonce, worker, device)
-        if answer is None:
-            return None
-        return Lease(job=job, token=int(answer[0]), nonce=nonce, attempt=int(answer[1]))
-
-    def renew(self, lease: Lease, progress: Mapping[str, Any] | None) -> tuple[JobState, bool]:
-        """One beat more. Returns the job's state, in which requests arrive (pausing, cancelling), and whether the
-        trainer is to end at once."""
-        answer = self._run(scripts.RENEW, [JOB + lease.job], lease.job, lease.token, lease.nonce, _json(progress))
-        state, now = _held(answer)
-        return JobState(state), bool(now)
-
-    def finish(
-        self, lease: Lease, outcome: Outcome, *, fruitless: Fruitless, progress: Mapping[str, Any] | None
-    ) -> JobState:
-        """The end of an attempt: a terminal state, paused, or queued again. Returns the state after, in which a
-        request that came meanwhile is heeded."""
-        answer = self._run(
-            scripts.FINISH,
-            [JOB + lease.job, WAITING, LEASED],
-            lease.job,
-            lease.token,
-            lease.nonce,
-            _way(outcome),
-            outcome.reason,
-            outcome.cause or "",
-            _json(fruitless),
-            _json(progress),
-        )
-        return JobState(_held(answer))
-
-    def reap(self, job: Job, outcome: Outcome, fruitless: Fruitless) -> JobState | None:
-        """Take a dead holder's lease away, with the outcome of a `finish`; None where its token or beat is not as
-        `job` has them."""
-        answer = self._run(
-            scripts.REAP,
-            [JOB + job.spec.id, WAITING, LEASED],
-            job.spec.id,
-            job.token,
-            job.beat,
-            _way(outcome),
-            outcome.reason,
-            outcome.cause or "",
-            _json(fruitless),
-        )
-        return None if answer is None else JobState(answer)
-
-    def put_back(self, job: Job, lease: Lease, worker: str, device: str) -> bool:
-        """After a flush, the record of a job whose holder still trains it; False where there is one."""
-        held = replace(job, token=lease.token, attempt=lease.attempt, worker=worker, used_device=device)
-        return self.restore(held, nonce=lease.nonce)
-
-
-def _way(outcome: Outcome) -> str:
-    """By which an attempt that ends so leaves its job, see WAYS."""
-    return {JobState.QUEUED: "release", JobState.PAUSED: "hold"}.get(outcome.state, outcome.state.value)
-
-
 def _lived_s(left_ms: object) -> float | None:
     if not isinstance(left_ms, int) or left_ms < 0:
         return None
     return max(0.0, round(WORKER_PRESENCE_S - left_ms / 1000, 3))
 
 
-def _held(answer: Any) -> Any:
-    """The answer of a script for the lease's holder; raises Fenced for anyone else."""
-    if answer == "fenced":
-        raise Fenced
-    if answer == "missing":
-        raise RecordMissing
-    return answer
-
-
-def _json(value: Mapping[Any, Any] | None) -> str:
+def encoded(value: Mapping[Any, Any] | None) -> str:
     return "" if value is None else json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 

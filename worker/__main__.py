@@ -21,7 +21,7 @@ from celery.platforms import SecurityWarning
 from gptjobs import broker, notify, settings, storage, trackers
 from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
-from gptjobs.store import LeaseStore, Unreachable
+from gptjobs.leases import LeaseStore, Unreachable
 from worker import metrics
 from worker.child import SECOND_REQUEST
 from worker.host import this_host

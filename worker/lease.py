@@ -11,7 +11,7 @@ from gptjobs import checkpoint, record, storage
 from gptjobs.errors import StorageAway
 from gptjobs.job import Fruitless, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.store import Fenced, Lease, LeaseStore, RecordMissing, Unreachable
+from gptjobs.leases import Fenced, Lease, LeaseStore, RecordMissing, Unreachable
 
 BEAT_S = 2.0
 PUBLISH_S = 1.0

@@ -18,8 +18,8 @@ import gptjobs
 from gptjobs import broker, checkpoint, metrics, record
 from gptjobs.errors import RedisUnreachable
 from gptjobs.job import SCHEMA, Cause, Job, JobState, Outcome, count_fruitless
+from gptjobs.leases import LEASE_TTL_S, Unreachable
 from gptjobs.presence import Device, Presence
-from gptjobs.store import LEASE_TTL_S, Unreachable
 from worker import conditions, sweeps
 from worker.host import versions
 from worker.tasks import Station, news_of, ring_again, tell_of

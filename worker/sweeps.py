@@ -15,7 +15,7 @@ from gptjobs.config import Settled
 from gptjobs.errors import GptjobsError, NotFound, RedisUnreachable
 from gptjobs.job import JobSpec, Outcome
 from gptjobs.layout import Layout
-from gptjobs.store import LeaseStore, Unreachable
+from gptjobs.leases import LeaseStore, Unreachable
 from gptjobs.sweep import NONE, Sweep, Trial
 from gptjobs.trials import Tried
 from worker import report

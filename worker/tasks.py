@@ -17,7 +17,7 @@ from gptjobs import broker, checkpoint, control, metrics, record, storage
 from gptjobs.errors import JobFailed, NotFound, RedisUnreachable, Refused
 from gptjobs.job import Job, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.store import Lease, LeaseStore, Unreachable
+from gptjobs.leases import Lease, LeaseStore, Unreachable
 from gptjobs.sweep import Sweep
 from worker import sweeps
 from worker.attempt import Attempt

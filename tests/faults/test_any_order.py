@@ -21,7 +21,7 @@ from gptjobs.checkpoint import Checkpoint, Manifest
 from gptjobs.errors import NotFound
 from gptjobs.job import TERMINAL, Job, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout, checkpoint_name
-from gptjobs.store import LeaseStore
+from gptjobs.leases import LeaseStore
 from worker.attempt import Attempt
 from worker.host import Host
 from worker.lease import HeldLease

@@ -15,7 +15,8 @@ import pytest
 from gptjobs import checkpoint, durable, record, storage
 from gptjobs.checkpoint import Checkpoint, manifest_path
 from gptjobs.layout import Layout
-from gptjobs.store import LeaseStore, Store
+from gptjobs.leases import LeaseStore
+from gptjobs.store import Store
 from tests.conftest import Commands, Workers, english, eventually
 from tests.integration.test_lease_in_trouble import JOB, SPEC
 from tests.integration.test_lease_in_trouble import held as lease_of

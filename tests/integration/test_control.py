@@ -10,7 +10,8 @@ import pytest
 from gptjobs import checkpoint, record, storage
 from gptjobs.job import Cause, JobState, Outcome
 from gptjobs.layout import Layout
-from gptjobs.store import Fenced, Lease, LeaseStore, Store
+from gptjobs.leases import Fenced, Lease, LeaseStore
+from gptjobs.store import Store
 from tests.conftest import Commands, eventually
 from worker.attempt import Attempt
 from worker.lease import HeldLease

@@ -9,8 +9,8 @@ import pytest
 
 from gptjobs.errors import NotFound, Refused
 from gptjobs.job import TERMINAL, WAYS, Cause, JobSpec, JobState, Outcome, new_job
+from gptjobs.leases import Fenced, Lease, LeaseStore, RecordMissing
 from gptjobs.presence import Presence
-from gptjobs.store import Fenced, Lease, LeaseStore, RecordMissing
 
 JOB = "3f9a00000001"
 SPEC = JobSpec(id=JOB, kind="train", submitted_at=1.0)

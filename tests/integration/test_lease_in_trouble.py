@@ -19,8 +19,8 @@ from hypothesis.stateful import (
 from gptjobs import checkpoint, control, record
 from gptjobs.job import TERMINAL, WAYS, Job, JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
+from gptjobs.leases import Fenced, Lease, LeaseStore, Unreachable
 from gptjobs.local import _free_port
-from gptjobs.store import Fenced, Lease, LeaseStore, Unreachable
 from worker.lease import HeldLease
 
 JOB = "3f9a00000001"

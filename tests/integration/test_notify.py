@@ -11,8 +11,9 @@ import pytest
 from gptjobs import broker, control, notify, record, repair, sweeping
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
+from gptjobs.leases import Lease, LeaseStore
 from gptjobs.notify import Kind, Message
-from gptjobs.store import Lease, LeaseStore, Store
+from gptjobs.store import Store
 from gptjobs.sweep import Sweep, grid
 from tests.conftest import Commands, Workers, eventually
 from tests.integration.test_errors import assert_error

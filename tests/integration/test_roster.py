@@ -15,8 +15,9 @@ from gptjobs import __version__, broker
 from gptjobs.cli import roster
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
+from gptjobs.leases import LeaseStore
 from gptjobs.presence import Device, Presence
-from gptjobs.store import WORKER_PRESENCE_S, LeaseStore, Store
+from gptjobs.store import WORKER_PRESENCE_S, Store
 from tests.conftest import Commands, Workers, eventually
 from tests.integration.test_tls import TINY
 from worker import rescue

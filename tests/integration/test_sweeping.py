@@ -10,8 +10,9 @@ from gptjobs import broker, record, repair, sweeping, trials
 from gptjobs.broker import App
 from gptjobs.job import JobState, Outcome
 from gptjobs.layout import Layout
+from gptjobs.leases import LeaseStore
 from gptjobs.presence import Presence
-from gptjobs.store import LeaseStore, Store
+from gptjobs.store import Store
 from gptjobs.sweep import GRID, TPE, Sweep, Trial, grid, job_of_trial, span
 from tests.unit.conftest import NOON, typed
 from worker import sweeps

@@ -12,8 +12,8 @@ import pytest
 
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
+from gptjobs.leases import Lease, LeaseStore
 from gptjobs.presence import Presence
-from gptjobs.store import Lease, LeaseStore
 from tests.conftest import Commands, eventually
 from tests.terminal import COLUMNS, LINES, Terminal
 

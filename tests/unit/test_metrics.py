@@ -18,9 +18,10 @@ from gptjobs.flower.board import Board
 from gptjobs.flower.metrics import FlowerMetrics, Watch
 from gptjobs.job import Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
+from gptjobs.leases import Lease, Unreachable
 from gptjobs.progress import Alert, CheckpointWritten, StageBegan, encode
 from gptjobs.record import PastAttempt
-from gptjobs.store import Lease, Presence, Unreachable
+from gptjobs.store import Presence
 from tests.unit.conftest import NANO, NOON, begin
 from tests.unit.test_alerts import promtool
 from tests.unit.test_flower import job

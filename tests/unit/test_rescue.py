@@ -1,6 +1,6 @@
 """What a reaper sees: leases whose beat stands still for a TTL of its own time, and no others."""
 
-from gptjobs.store import LEASE_TTL_S
+from gptjobs.leases import LEASE_TTL_S
 from worker.rescue import Watch
 
 BEAT = (1, 5)
