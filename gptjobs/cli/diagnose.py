@@ -1,40 +1,36 @@
 """`gptjobs diagnose`: why a loss stands still or rises, and what to type to find out."""
 
 import json
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
-from gptjobs import analysis, case, durable, losslog, planning, replayed
+from gptjobs import analysis, case, losslog, planning
 from gptjobs.case import Case, Odd, Rise, TextFacts
 from gptjobs.causes import possible_causes
 from gptjobs.causes.cause import PossibleCause
 from gptjobs.cli import output
 from gptjobs.cli.complete import complete_job
 from gptjobs.cli.place import Place, json_option, pass_place
+from gptjobs.cli.replay import show_replay
 from gptjobs.cli.source import prepared
-from gptjobs.cli.tensors import child_of, output_of
+from gptjobs.cli.tensors import output_of
 from gptjobs.config import VOCABULARY, Plan
-from gptjobs.course import plan_of
 from gptjobs.data import inspect as inspecting
 from gptjobs.data import tokens
 from gptjobs.data.encoding import NAME as R50K
 from gptjobs.data.inspect import PASSES, Inspection
 from gptjobs.data.locate import shortened
-from gptjobs.errors import GptjobsError, NotFound, Refused, UsageError
+from gptjobs.errors import GptjobsError, NotFound, UsageError
 from gptjobs.job import DEVICES, plain
 from gptjobs.layout import Layout
 from gptjobs.reference import jobs_on_record, pick
 
 _REPORT = "loss_plateau_analysis.md"
 """of a log, here"""
-_MOST_STEPS = 1000
-"""that are run again"""
 _STARTS = 4096
 """windows of a rise that are looked up"""
 _WIDTH = 70
@@ -77,7 +73,7 @@ def diagnose(
     else:
         job, name = _picked(place.layout, what)
         if replay:
-            _replay(place.layout, job, name, replay, device, as_json)
+            show_replay(place.layout, job, name, replay, device, as_json)
             return
         found, inspection = _of_job(place.layout, job, name)
         report = place.layout.analysis_file(job)
@@ -195,91 +191,3 @@ def _print(found: Case, causes: list[PossibleCause], shows_all: bool) -> None:
         output.result()
     if len(causes) > _SHOWN and not shows_all:
         output.say(f"{_SHOWN} of {len(causes)} causes; --all shows more")
-
-
-@dataclass
-class _Replay:
-    """What the child has said so far."""
-
-    start: str | None = None
-    step: int = 0
-    device: str = ""
-    text: dict[int, float] = field(default_factory=dict)
-    variants: dict[str, dict[int, float]] = field(default_factory=dict)
-
-
-def _replay(layout: Layout, job: str, name: str, words: str, device: str | None, as_json: bool) -> None:
-    steps = _steps_of(words, plan_of(layout, job), name)
-    first, last = steps[0], steps[-1]
-    flight = _flight_of(layout, job, steps)
-    recorded = {each["step"]: each["loss"] for each in flight.get("steps", []) if each["step"] in steps}
-    asked = [str(layout.root), job, str(first), str(last)]
-    left_out = [str(each["step"]) for each in flight.get("steps", []) if each.get("left_out")]
-    asked += [f"--token={flight['token']}", *(["--left-out", *left_out] if left_out else [])] if flight else []
-    asked += [f"--device={device}"] if device else []
-    ran = _ran(asked, last)
-    judgement = replayed.judge(recorded, ran.text, ran.variants, steps, ran.device)
-    if as_json:
-        told = {"recorded": recorded, **asdict(ran), **asdict(judgement)}
-        output.as_json({"job": job, "from": ran.start, **durable.without_nan(told)})
-        return
-    output.say(f"from {ran.start or 'the first weights'}, step {ran.step}, on {ran.device}")
-    columns = {"IN THE JOB": recorded, "TEXT": ran.text, **{each.upper(): it for each, it in ran.variants.items()}}
-    rows = [(str(step), *(output.number(it.get(step), ".4f") for it in columns.values())) for step in steps]
-    output.table(("STEP", *columns), rows, right=range(1 + len(columns)))
-    output.result()
-    output.result(judgement.words)
-    for evidence in judgement.evidence:
-        output.result(f"  {evidence}")
-
-
-def _steps_of(words: str, plan: Plan, name: str) -> range:
-    """What `1990:2000` means, both included. Raises UsageError for what means nothing, NotFound for steps that the job
-    has not."""
-    first, colon, last = words.partition(":")
-    if not colon or not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
-        raise UsageError(f"{words} is no range of steps", hint="--replay 1990:2000")
-    least, most = plan.settled.start_step + 1, plan.settled.end_step
-    if int(first) < least or int(last) > most:
-        raise NotFound(f"job {name} has the steps {least} to {most}", hint=f"--replay {least}:{most}, or fewer of them")
-    return range(int(first), int(last) + 1)
-
-
-def _flight_of(layout: Layout, job: str, steps: range) -> Mapping[str, Any]:
-    """The flight record with most of these steps, of the first attempt where several have as many: there the spike
-    was, and not in the attempt that went back. Nothing where none has one."""
-    found = case.flights(layout, job)
-    most = max(found, key=lambda each: sum(step["step"] in steps for step in each["steps"]), default={})
-    return most if any(step["step"] in steps for step in most.get("steps", ())) else {}
-
-
-def _ran(asked: list[str], last: int) -> _Replay:
-    """Raises Refused with what stands against it."""
-    ran = _Replay()
-    for said in _lines_of("worker.replay", *asked):
-        if "refused" in said:
-            raise Refused(said["refused"], hint=said["hint"])
-        if "variants" in said:
-            ran.start, ran.step, ran.device = said["start"], said["step"], said["device"]
-            if last - ran.step > _MOST_STEPS:
-                raise Refused(
-                    f"the checkpoint before is {last - ran.step:,} steps away", hint="fewer steps, later ones"
-                )
-            ran.variants = {each: {} for each in said["variants"]}
-        elif "text" in said:
-            ran.text = {int(step): loss for step, loss in said["text"].items()}
-        elif "variant" in said:
-            ran.variants[said["variant"]][said["step"]] = said["loss"]
-    if not ran.text or not all(last in losses for losses in ran.variants.values()):
-        raise GptjobsError("the replay ended early", hint="what it said stands above")
-    return ran
-
-
-def _lines_of(module: str, *words: str) -> Iterator[dict[str, Any]]:
-    with subprocess.Popen(child_of(module, *words), stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        try:
-            for line in child.stdout:
-                yield json.loads(line)
-        finally:
-            child.kill()
