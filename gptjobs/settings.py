@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from gptjobs.errors import RedisUnreachable
+from gptjobs.errors import RedisUnreachable, UsageError
 
 ROOT_VARIABLE = "GPTJOBS_ROOT"
 REDIS_VARIABLE = "GPTJOBS_REDIS_URL"
 REDIS_FILE_VARIABLE = "GPTJOBS_REDIS_URL_FILE"
 NOTIFY_VARIABLE = "GPTJOBS_NOTIFY"
+SAFE_PATH_VARIABLE = "PYTHONSAFEPATH"
 
 LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555
@@ -20,9 +21,13 @@ FLOWER_PORT = 5555
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 URL_FORMS = "GPTJOBS_REDIS_URL=redis://USER:PASSWORD@HOST:6379/0, or rediss://…?ssl_ca_certs=FILE for TLS"
 """what to type where a URL is no good"""
+METRICS_FORMS = "--metrics 5556, for this host alone; --metrics 0.0.0.0:5556 for others too"
+_HIGHEST_PORT = 65535
 _OF_WORKERS = (
     REDIS_VARIABLE, REDIS_FILE_VARIABLE, NOTIFY_VARIABLE, "TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR",
     "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PATH",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
     "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL", "WANDB_MODE",
 )  # fmt: skip
 """what a worker, and the programs that it starts, go by"""
@@ -62,6 +67,14 @@ def load(root: Path | None = None) -> Settings:
     if not given and found.redis_url_file.is_file():
         return Settings(root=where, redis_url=found.redis_url_file.read_text().strip(), redis_url_given=False)
     return found
+
+
+def metrics_address(text: str) -> tuple[str, int]:
+    """[HOST:]PORT to serve metrics on; this host alone unless one is named. Port 0 is any that is free."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit()) or int(port) > _HIGHEST_PORT:
+        raise UsageError(f"'{text}' is no [HOST:]PORT to serve metrics on", hint=METRICS_FORMS)
+    return host.strip("[]") or LOOPBACK, int(port)
 
 
 def notify_urls() -> list[str]:
@@ -150,7 +163,7 @@ def service_environment(settings: Settings) -> dict[str, str]:
     said = {name: os.environ[name] for name in _OF_WORKERS if os.environ.get(name)}
     if said.get(REDIS_FILE_VARIABLE):
         said[REDIS_FILE_VARIABLE] = str(Path(said[REDIS_FILE_VARIABLE]).absolute())
-    return {**said, ROOT_VARIABLE: str(settings.root)}
+    return {**said, ROOT_VARIABLE: str(settings.root), SAFE_PATH_VARIABLE: "1"}
 
 
 def wandb_environment(folder: Path) -> dict[str, str]:
@@ -158,6 +171,12 @@ def wandb_environment(folder: Path) -> dict[str, str]:
     what the user did not set is a project's name and that it writes nothing outside `folder`."""
     ours = {"WANDB_PROJECT": "gptjobs", "WANDB_DIR": str(folder), "WANDB_CACHE_DIR": str(folder / "wandb" / "cache")}
     return {**ours, **os.environ}
+
+
+def import_nothing_from_here() -> None:
+    """Let no child of this process import what lies in its working directory: that may be the storage root, where
+    others write."""
+    os.environ[SAFE_PATH_VARIABLE] = "1"
 
 
 def share_cores(shares: int) -> None:

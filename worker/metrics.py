@@ -9,40 +9,28 @@ from prometheus_client import REGISTRY, start_http_server
 from prometheus_client.registry import Collector
 
 import gptjobs
-from gptjobs import metrics
+from gptjobs import metrics, settings
 from gptjobs.errors import UsageError
 from gptjobs.metrics import Samples
 from worker.tasks import Station
-
-LOOPBACK = "127.0.0.1"
-FORMS = "--metrics 5556, for this host alone; --metrics 0.0.0.0:5556 for others too"
-_HIGHEST_PORT = 65535
 
 logger = logging.getLogger(__name__)
 
 
 def serve(station: Station, address: str) -> int:
     """Answer scrapes in a thread until the process ends; returns the port. Raises UsageError where that cannot be."""
-    host, port = parsed(address)
+    host, port = settings.metrics_address(address)
     collector = WorkerMetrics(station)
     try:
         server, _ = start_http_server(port, host)
     except OSError as error:
         raise UsageError(
             f"metrics cannot be served on {host}:{port}: {error.strerror or error}",
-            hint="a port that is free: --metrics PORT; gptjobs doctor and `ss -ltnp` show what listens here",
+            hint="a port that is free: --metrics PORT; `ss -ltnp` shows what listens here",
         ) from error
     REGISTRY.register(collector)
     logger.info("metrics are at http://%s:%d/metrics", host, server.server_port)
     return server.server_port
-
-
-def parsed(address: str) -> tuple[str, int]:
-    """[HOST:]PORT; this host alone unless one is named. Port 0 is any that is free."""
-    host, _, port = address.rpartition(":")
-    if not (port.isascii() and port.isdigit()) or int(port) > _HIGHEST_PORT:
-        raise UsageError(f"'{address}' is no [HOST:]PORT to serve metrics on", hint=FORMS)
-    return host.strip("[]") or LOOPBACK, int(port)
 
 
 class WorkerMetrics(Collector):

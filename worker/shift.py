@@ -24,6 +24,7 @@ import psutil
 from gptjobs import hours
 from gptjobs.errors import UsageError
 from gptjobs.hours import Hours, on_the_clock
+from worker.child import SECOND_REQUEST
 
 LOOK_S = 15.0
 GRACE_S = 60.0
@@ -118,6 +119,8 @@ class Shifts:
                 continue
             if event is not None:
                 self._worker = None
+                if event == SECOND_REQUEST:
+                    return 0  # its user had it stop at once: no service manager is to start it again
                 if self._is_stopping or self._rests_for is None:
                     return event if event >= 0 else 128 - event  # killed by a signal, as a shell tells it
             elif self._worker is None:

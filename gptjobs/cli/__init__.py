@@ -105,6 +105,7 @@ def gptjobs(context: click.Context) -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """The process's edge: errors become words and exit codes."""
     gc.set_threshold(_GARBAGE_FROM)
+    settings.import_nothing_from_here()
     try:
         code = gptjobs.main(args=arguments, prog_name="gptjobs", standalone_mode=False)
     except GptjobsError as error:

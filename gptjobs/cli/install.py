@@ -25,11 +25,19 @@ from gptjobs.service import Service, Systemd, Wanted, on_this_host
 from gptjobs.service.systemd import linger
 
 UP_LIMIT_S = 60.0
+STAYS_S = 5.0
+"""By then one that falls at its start has fallen, where its worker may rest and tell nothing."""
 _DEFAULT_NAME = "worker"
 
 
 def _hours(context: click.Context, option: click.Parameter, text: str | None) -> Hours | None:
     return hours.parse(text) if text else None
+
+
+def _address(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    if text:
+        settings.metrics_address(text)
+    return text
 
 
 track_option = click.option(
@@ -43,7 +51,10 @@ _START = (
     click.option("--hours", metavar="FROM-TO", callback=_hours, help="Work only then: 22-8, 22:30-8:15; local time."),
     click.option("--on-ac-only", is_flag=True, help="Rest while on battery."),
     click.option(
-        "--metrics", metavar="[HOST:]PORT", help="Where Prometheus may ask.  [default: nowhere; HOST: loopback]"
+        "--metrics",
+        metavar="[HOST:]PORT",
+        callback=_address,
+        help="Where Prometheus may ask.  [default: nowhere; HOST: loopback]",
     ),
     track_option,
     click.option(
@@ -143,10 +154,13 @@ def _wait_until_up(place: Place, service: Service, began: float, chosen: Mapping
     """Until the service is up and, unless the worker may rest now, its worker in Redis's list."""
     may_rest = chosen["on_ac_only"] or (chosen["hours"] and not chosen["hours"].contain(time.localtime()))
     deadline = time.monotonic() + UP_LIMIT_S
+    up_since: float | None = None
     while True:
+        up_since = (up_since or time.monotonic()) if service.is_up() else None
+        stays = up_since is not None and time.monotonic() - up_since >= STAYS_S
         here = [each for each in place.store.workers() if each.host == socket.gethostname()]
         new = [each for each in here if each.started_at >= began and each.name.startswith(service.name)]
-        if service.is_up() and (new or may_rest):
+        if up_since is not None and (new or (may_rest and stays)):
             break
         if time.monotonic() > deadline:
             raise GptjobsError(

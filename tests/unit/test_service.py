@@ -332,7 +332,7 @@ def test_the_service_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_service_is_told_what_workers_go_by_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "url").write_text("redis://:secret@host:6379/0")
-    for name in ("GPTJOBS_REDIS_URL", "OMP_NUM_THREADS", "TIKTOKEN_CACHE_DIR", "LD_LIBRARY_PATH", "DATA_GYM_CACHE_DIR"):
+    for name in set(settings._OF_WORKERS) - {"PATH"}:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GPTJOBS_REDIS_URL_FILE", "url")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
@@ -341,6 +341,7 @@ def test_a_service_is_told_what_workers_go_by_and_no_more(tmp_path: Path, monkey
     assert told.pop("PATH")
     assert told == {
         "GPTJOBS_ROOT": str(tmp_path), "GPTJOBS_REDIS_URL_FILE": str(tmp_path / "url"), "CUDA_VISIBLE_DEVICES": "1",
+        "PYTHONSAFEPATH": "1",
     }  # fmt: skip
 
 
