@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from gptjobs.errors import NotFound, UsageError
 from gptjobs.job import MOST_ADDRESSES
@@ -21,11 +21,14 @@ from gptjobs.job import MOST_ADDRESSES
 LONGEST_URL = 4096
 SEND_LIMIT_S = 20
 """for one message, before its child ends"""
-LACKS, UNKNOWN, REFUSED = 10, 11, 12
+LACKS, UNKNOWN, REFUSED, OF_FILES = 10, 11, 12, 13
 """exit codes of that child; 0 where the message was taken, 14 less than 0 where nobody answered"""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[!-~\u00a1-\U0010ffff]+")
 _HAS_HOST = ("http", "https", "json", "jsons", "xml", "xmls", "form", "forms", "mailto", "mailtos")
 """schemes whose first part is a host; of others it is a token, a topic or a number"""
+
+_OF_FILES = ("template", "keyfile", "subfile")
+"""parameters by which Apprise would read a file of the host that sends, or ask any address for it"""
 
 FORMS = "ntfy://TOPIC, slack://…, discord://…, mailto://…, https://HOST/PATH: docs/notify.md"
 
@@ -75,10 +78,17 @@ def check(urls: Sequence[str], said_by: str) -> tuple[str, ...]:
         if not _URL.fullmatch(each) or len(each) > LONGEST_URL:
             which = f"address {number} of {said_by}" if len(urls) > 1 else f"what {said_by} names"
             raise UsageError(f"{which} is no URL to send messages to", hint=FORMS)
+        if names_a_file(each):
+            raise UsageError(f"{masked(each)} names a file of the host that sends: {', '.join(_OF_FILES)}", hint=FORMS)
     found = tuple(dict.fromkeys(urls))
     if len(found) > MOST_ADDRESSES:
         raise UsageError(f"{said_by} names more than {MOST_ADDRESSES} addresses", hint="a group's address")
     return found
+
+
+def names_a_file(url: str) -> bool:
+    """Whether it would have a worker read, and send, what may be no business of the one who submits."""
+    return any(name.strip().lower() in _OF_FILES for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True))
 
 
 def is_installed() -> bool:
@@ -88,7 +98,7 @@ def is_installed() -> bool:
 def verify(urls: Sequence[str]) -> None:
     """Raise UsageError for an address that is of no service; where Apprise is not installed, the worker tells."""
     for each in urls if is_installed() else ():
-        if trouble(each):
+        if attempt(each) == UNKNOWN:
             raise UsageError(f"{masked(each)} is no address of a service that is known", hint=FORMS)
 
 
@@ -122,5 +132,6 @@ def in_words(code: int) -> str:
         LACKS: "Apprise is not installed there: pip install 'gptjobs[notify]'",
         UNKNOWN: "it is no address of a service that is known",
         REFUSED: "it was not taken",
+        OF_FILES: "it names a file of the host that sends",
     }
     return known.get(code, f"no answer within {SEND_LIMIT_S} s" if code == -14 else f"exit code {code}")

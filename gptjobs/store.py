@@ -324,6 +324,11 @@ class Store:
         with self._reaching():
             self._redis.hsetnx(NOTIFY, id, json.dumps(list(urls)))
 
+    def forget_addresses(self, id: str) -> None:
+        """Once all was told; the storage root keeps them."""
+        with self._reaching():
+            self._redis.hdel(NOTIFY, id)
+
     def addresses(self, id: str) -> tuple[str, ...]:
         with self._reaching():
             found = cast(str | None, self._redis.hget(NOTIFY, id))

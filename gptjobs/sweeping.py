@@ -8,7 +8,7 @@ from typing import Any
 from gptjobs import checkpoint, control, record, trials
 from gptjobs.broker import App
 from gptjobs.config import Given
-from gptjobs.errors import NotFound, Refused
+from gptjobs.errors import NotFound, RedisRefused, Refused
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
 from gptjobs.store import Store
@@ -20,12 +20,18 @@ STOP = "stop"
 
 def submit(store: Store, layout: Layout, sweep: Sweep, addresses: Sequence[str] = ()) -> None:
     """Idle workers see to it from now on."""
+    is_first = False
     if layout.is_there:
         record.write_addresses(layout, sweep.id, addresses)
-        trials.write_sweep(layout, sweep)
-    if addresses:
-        store.keep_addresses(sweep.id, addresses)
-    store.begin_sweep(sweep)
+        is_first = trials.write_sweep(layout, sweep)
+    try:
+        if addresses:
+            store.keep_addresses(sweep.id, addresses)
+        store.begin_sweep(sweep)
+    except RedisRefused:
+        if is_first:
+            trials.forget(layout, sweep)  # or `repair` would begin it
+        raise
 
 
 def is_stopped(layout: Layout, sweep: Sweep) -> bool:

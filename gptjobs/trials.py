@@ -102,6 +102,13 @@ def write_sweep(layout: Layout, sweep: Sweep) -> bool:
     return _is_first(layout.sweep_file(sweep.id), sweep)
 
 
+def forget(layout: Layout, sweep: Sweep) -> None:
+    """Take back a `sweep.json` that was just written, of a sweep that was refused."""
+    layout.sweep_file(sweep.id).unlink()
+    layout.addresses_file(sweep.id).unlink(missing_ok=True)
+    layout.job_outputs(sweep.id).rmdir()
+
+
 def read_sweep(layout: Layout, id: str) -> Sweep:
     """Raises NotFound for none, Refused for one that this version cannot read."""
     path = layout.sweep_file(id)

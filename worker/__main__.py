@@ -57,6 +57,8 @@ def main() -> int:
         store = LeaseStore(where.redis_url)
         host = this_host(_free_name(arguments.name, store), arguments.device, arguments.slots)
         everywhere = notify.check(settings.notify_urls(), settings.NOTIFY_VARIABLE)
+        if everywhere:
+            notify.require()
         layout = _open_root(layout, store)
         station = Station(
             host=host,
@@ -74,6 +76,7 @@ def main() -> int:
     if host.slots[0] == "cpu":
         settings.share_cores(len(host.slots))
     register(station)
+    station.messenger.verify(everywhere, settings.NOTIFY_VARIABLE)
 
     def stop_at_once(*signalled: object) -> None:
         """Trainers are killed; their jobs go back to the queue as of their last checkpoints. Redis may be away."""

@@ -8,13 +8,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 
 from gptjobs import notify
 from gptjobs.job import JobSpec
 from gptjobs.layout import Layout
 from gptjobs.notify import Message
+from worker import joblog
 
 PAUSES_S = (5.0, 30.0)
 """before each further try"""
@@ -43,12 +43,12 @@ class Messenger:
         """Send what `make` makes, in a thread: it may read much. `about` names the job or the sweep in the log."""
         urls = self.all_of(addresses)
         if urls:
-            self._start(partial(self._tell_all, urls, make, about, log))
+            self._start(about, partial(self._tell_all, urls, make, about, log))
 
     def verify(self, addresses: Sequence[str], about: str, log: "Log | None" = None) -> None:
         """Say early which of a job's own addresses cannot be used."""
         for url in addresses:
-            self._start(partial(self._send, url, None, about, log))
+            self._start(about, partial(self._send, url, None, about, log))
 
     def close(self) -> None:
         """Wait a little for what is being sent; nothing is tried again."""
@@ -65,26 +65,29 @@ class Messenger:
         with self._starting:
             return list(self._threads)
 
-    def _start(self, work: Callable[[], None]) -> None:
+    def _start(self, about: str, work: Callable[[], None]) -> None:
         def run() -> None:
             try:
                 work()
+            except Exception:  # the edge of a thread: a job does not end by what is told of it, nor a worker
+                logger.exception("%s: a message was not sent", about)
             finally:
-                self._threads.discard(threading.current_thread())
+                with self._starting:
+                    self._threads.discard(threading.current_thread())
 
         thread = threading.Thread(target=run, name="message", daemon=True)
         with self._starting:  # what has not begun cannot be waited for
-            self._threads.add(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads
+                logger.warning("%s: a message was not sent: %s", about, error)
+            else:
+                self._threads.add(thread)
 
     def _tell_all(self, urls: Sequence[str], make: Callable[[], Message], about: str, log: "Log | None") -> None:
-        try:
-            message = make()
-        except Exception:  # the edge of a thread: a job does not end by what is told of it
-            logger.exception("%s: no message could be made", about)
-            return
+        message = make()
         for url in urls:
-            self._start(partial(self._send, url, message, about, log))
+            self._start(about, partial(self._send, url, message, about, log))
 
     def _send(self, url: str, message: Message | None, about: str, log: "Log | None") -> None:
         for pause in (*PAUSES_S, None):
@@ -106,10 +109,4 @@ Log = Callable[[str], None]
 
 
 def log_of(layout: Layout, spec: JobSpec) -> Log:
-    def write(words: str) -> None:
-        with suppress(OSError):
-            for path in layout.log_files(spec.id)[-1:]:
-                with path.open("ab", buffering=0) as file:
-                    file.write(f"warning: {words}\n".encode())
-
-    return write
+    return lambda words: joblog.add(layout, spec.id, f"warning: {words}")

@@ -10,12 +10,14 @@ import sys
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from gptjobs.notify import LACKS, REFUSED, SEND_LIMIT_S, UNKNOWN
+from gptjobs.notify import LACKS, OF_FILES, REFUSED, SEND_LIMIT_S, UNKNOWN, names_a_file
 
 
 def main() -> int:
     signal.alarm(SEND_LIMIT_S)
     asked = json.load(sys.stdin)
+    if names_a_file(asked["url"]):
+        return OF_FILES
     try:
         import apprise
     except ModuleNotFoundError:

@@ -22,7 +22,7 @@ from gptjobs.leases import LEASE_TTL_S, Unreachable
 from gptjobs.presence import Device, Presence
 from worker import conditions, sweeps
 from worker.host import versions
-from worker.tasks import Station, news_of, ring_again, tell_of
+from worker.tasks import Station, forget_addresses, news_of, ring_again, tell_of
 
 LOOK_S = 1.0
 SWEEPS_LOOK_S = 2.0
@@ -170,6 +170,8 @@ class Rescue:
             with suppress(OSError):  # where the root does not work, Redis alone knows
                 record.write_outcome(station.layout, id, outcome, checkpoint.latest_token(station.layout, id))
         news_of(station, job.spec).tell_end(outcome)
+        if after.is_terminal:
+            forget_addresses(station, job.spec)
         broker.tell_end(station.app, job.worker or "", id, job.token, outcome)
         if after is JobState.QUEUED:
             ring_again(station, id)

@@ -82,7 +82,6 @@ class Supervisor:
         threading.Thread(target=self._read, name=f"lines of {self._child.pid}", daemon=True).start()
         self._let_go = threading.Event()
         self._leash = threading.Thread(target=self._hold_leash, name=f"leash of {self._child.pid}", daemon=True)
-        self._leash.start()
         self._finished: Finished | None = None
         self._wrote_checkpoint = False
         self._killed_for: tuple[Cause, str] | None = None
@@ -103,6 +102,7 @@ class Supervisor:
 
     def run(self) -> Ended:
         """Supervise until the child's lines end and it is gone; nothing of it is left behind, whatever happens."""
+        self._leash.start()
         try:
             with awake_for(self._child.pid):
                 self._supervise()

@@ -111,7 +111,7 @@ def _answer_doorbell(station: Station, job: str, serial: int, device: str) -> st
     try:
         outcome = _attempt(station, found, lease, device)
     finally:
-        del station.jobs[job]
+        station.jobs.pop(job, None)  # an attempt that was fenced may end after the next one began here
     if found.spec.sweep is not None and outcome.state.is_terminal:
         tell_of(station, sweeps.advance(station.store, station.layout, station.app, found.spec.sweep))
     return _tell_celery(station, lease, outcome)
@@ -144,9 +144,9 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
     def publish(state: JobState, progress: Mapping[str, Any]) -> None:
         broker.tell_progress(station.app, replace(claimed, state=state, progress=progress))
 
-    news = news_of(station, found.spec)
     logger.info("job %s: attempt %d on %s", job, lease.attempt, device)
     with HeldLease(station.store, lease, found.spec, station.layout, worker, device, publish) as held:
+        news = news_of(station, found.spec)
         attempt = Attempt(station.layout, found, held, worker, device, station.drain, news)
         with (
             station.meters.of(attempt.meter, claimed, held),
@@ -154,7 +154,7 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
         ):
             verdict = attempt.run()
         state = None if held.lost else held.finish(verdict.outcome, fruitless=verdict.fruitless, draining=station.drain)
-    station.meters.count(metrics.ENDED, _end(verdict.outcome) if state else FENCED)
+    station.meters.count(metrics.ENDED, FENCED if held.lost else _end(verdict.outcome))
     if state is None:
         what = "was fenced; nothing of it counts" if held.lost else "ended, and Redis took no word of it: it expires"
         logger.warning("job %s: this attempt %s", job, what)
@@ -168,6 +168,8 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
                 record.write_outcome(station.layout, job, outcome, lease.token)
     logger.info("job %s: %s", job, outcome)
     news.tell_end(outcome)
+    if outcome.state.is_terminal:
+        forget_addresses(station, found.spec)
     return outcome
 
 
@@ -184,6 +186,14 @@ def tell_of(station: Station, sweep: Sweep | None) -> None:
     if sweep is not None:
         addresses = control.addresses_of(station.store, station.layout, sweep)
         tell_sweep(station.messenger, station.layout, sweep, addresses)
+        forget_addresses(station, sweep)
+
+
+def forget_addresses(station: Station, ended: JobSpec | Sweep) -> None:
+    """In Redis a secret lies no longer than it is needed."""
+    if ended.notify:
+        with suppress(Unreachable):  # then it stays there
+            station.store.forget_addresses(ended.id)
 
 
 def _tell_celery(station: Station, lease: Lease, outcome: Outcome) -> str:

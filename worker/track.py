@@ -74,6 +74,8 @@ def _watch_input(over: threading.Event) -> None:
 def _follow(tracker: str, layout: Layout, job: str, token: int, over: threading.Event) -> None:
     while not over.wait(LOOK_S) and not _has_reported(layout, job, token):
         pass
+    if not layout.attempt_file(job, token).is_file():
+        return  # it ended before it began: cancelled while it waited, say
     history = History(layout, job).read()
     if not history.metrics or _is_superseded(layout, job, token):
         return

@@ -30,7 +30,8 @@ class TensorBoard:
 
     def __init__(self, subject: Subject) -> None:
         job, name, attempt = subject.spec.id, subject.spec.name, subject.attempt
-        subject.layout.tensorboard(job, name).mkdir(parents=True, exist_ok=True)
+        for folder in (subject.layout.tensorboard(job, None), subject.layout.tensorboard(job, name)):
+            folder.mkdir(exist_ok=True)  # not its parents: where the root is away, nothing is made
         self._file = RecordWriter(subject.layout.tensorboard_file(job, name, attempt.token).open("wb"))
         self._step = 0
         self._add(attempt.began_at, 0, file_version=FILE_VERSION)

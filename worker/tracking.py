@@ -10,11 +10,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import IO
 
 from gptjobs import settings
 from gptjobs.layout import Layout
+from worker import joblog
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,4 @@ def _watch(child: "subprocess.Popen[bytes]", tracker: str, layout: Layout, job: 
         why = last[0].decode(errors="replace").strip() if last else f"it ended with {code}"
         warning = f"--track {tracker} does not follow this attempt any more: {why}"
         logger.warning("job %s: %s", job, warning)
-        _write_into_log(layout, job, warning)
-
-
-def _write_into_log(layout: Layout, job: str, line: str) -> None:
-    """The newest attempt's; one that ended early has none."""
-    with suppress(OSError, IndexError), layout.log_files(job)[-1].open("ab") as log:
-        log.write(f"{line}\n".encode())
+        joblog.add(layout, job, warning)

@@ -2,6 +2,8 @@
 
 import json
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from gptjobs import broker, control, notify, record, repair, sweeping
+from gptjobs.errors import RedisRefused
 from gptjobs.job import JobSpec, JobState, Outcome
 from gptjobs.layout import Layout
 from gptjobs.leases import Lease, LeaseStore
@@ -206,7 +209,45 @@ def test_a_message_that_cannot_be_made_harms_nothing(caplog: pytest.LogCaptureFi
     made = Messenger([NTFY])
     made.tell([], lambda: 1 // 0, "job a")  # type: ignore[arg-type,return-value]
     made.close()
-    assert "job a: no message could be made" in caplog.text
+    assert "job a: a message was not sent" in caplog.text
+
+
+def test_a_message_that_cannot_be_sent_harms_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_process(url: str, message: Message | None = None) -> int:
+        raise BlockingIOError("no more processes")
+
+    fell: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", fell.append)  # by which a worker drains
+    monkeypatch.setattr(notify, "attempt", no_process)
+    sends = Messenger()
+    sends.tell([HOOK], lambda: MESSAGE, "job a")
+    sends.close()
+    assert fell == [] and "no more processes" in caplog.text
+    with monkeypatch.context() as threads:
+        threads.setattr(threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("no threads")))
+        sends.tell([HOOK], lambda: MESSAGE, "job a")
+    sends.close()
+    assert "no threads" in caplog.text
+
+
+def test_an_address_that_would_have_the_worker_read_a_file_is_refused_here_and_there(
+    gptjobs: Commands, tmp_path: Path
+) -> None:
+    url = f"discord://{SECRET}/{SECRET}?Template={tmp_path}/private.json"
+    refused = gptjobs("submit", "train", *TINY, "--notify", url)
+    assert_error(refused, 2, "discord://… names a file of the host that sends")
+    assert notify.attempt(url, MESSAGE) == notify.OF_FILES
+
+
+def test_a_child_imports_nothing_from_the_folder_that_a_command_is_given_in(tmp_path: Path) -> None:
+    (tmp_path / "worker").mkdir()
+    (tmp_path / "worker" / "__init__.py").write_text("import pathlib; pathlib.Path('imported').touch()")
+    with receiving() as receiver:
+        command = [sys.executable, "-P", "-m", "gptjobs", "notify", receiver.url]
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60).returncode == 0
+    assert not (tmp_path / "imported").exists()
 
 
 class Titles(Messenger):
@@ -245,6 +286,27 @@ def test_a_reaper_tells_of_the_end_that_a_dead_holder_left_on_record(station: St
         Rescue(station)._reap(seen)
     assert isinstance(station.messenger, Titles)
     assert station.messenger.told == ([(f"{SPEC.id}: finished", (NTFY,))] if told else [])
+
+
+def test_in_redis_an_address_lies_until_the_end_was_told(station: Station) -> None:
+    lease = claimed(station)
+    record.write_outcome(station.layout, SPEC.id, Outcome(state=JobState.FINISHED, reason="finished"), lease.token)
+    station.store.keep_addresses(SPEC.id, [HOOK])
+    Rescue(station)._reap(station.store.get(SPEC.id))
+    assert station.store.get(SPEC.id).state is JobState.FINISHED
+    assert station.store.addresses(SPEC.id) == ()
+
+
+def test_a_sweep_that_redis_refuses_is_not_begun_by_repair(
+    station: Station, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(sweep: Sweep) -> None:
+        raise RedisRefused("forbidden", hint="gptjobs doctor")
+
+    monkeypatch.setattr(station.store, "begin_sweep", refuse)
+    with pytest.raises(RedisRefused):
+        submitted(station)
+    assert not [*layout.outputs.iterdir()]
 
 
 def submitted(station: Station, **values: Any) -> Sweep:
