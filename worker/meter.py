@@ -44,7 +44,8 @@ class JobMeter:
 
     def __init__(self) -> None:
         self.counts = Counts()
-        self._alerts = metrics.alerts_of(())
+        # what earlier attempts had is not known yet: a counter that began at nought would seem to grow
+        self._alerts: Counter[str] = Counter()
         self._restarts: Counter[str] = Counter()
         self._progressed_at = self._written_at = time.monotonic()
         self._written_step: int | None = None
@@ -89,7 +90,7 @@ class Meters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts = Counts()
-        self._live: dict[str, tuple[JobMeter, Job, HeldLease]] = {}
+        self._live: dict[JobMeter, tuple[Job, HeldLease]] = {}
         for metric in (metrics.BEGUN, metrics.CHECKPOINTS, metrics.STALLS, metrics.REAPED):
             self.count(metric, by=0)
         for end in ENDS:
@@ -104,23 +105,25 @@ class Meters:
     def of(self, meter: JobMeter, job: Job, held: HeldLease) -> Iterator[None]:
         """While an attempt lasts, show its meter; what it counted stays counted."""
         self.count(metrics.BEGUN)
-        self._live[job.spec.id] = meter, job, held
+        self._live[meter] = job, held
         try:
             yield
         finally:
             with self._lock:
-                del self._live[job.spec.id]
+                del self._live[meter]
                 for (metric, label), count in meter.counts.all().items():
                     self.count(metric, label, count)
 
     def readings(self) -> list[JobReading]:
-        return [meter.reading(job, held) for meter, job, held in list(self._live.values())]
+        """Of a job that was fenced here and began anew, the newer attempt's."""
+        live = {job.spec.id: (meter, job, held) for meter, (job, held) in list(self._live.items())}
+        return [meter.reading(job, held) for meter, job, held in live.values()]
 
     def counted(self) -> Counted:
         """By all attempts, also those that go on."""
         with self._lock:
             found = self._counts.all()
-            for meter, _, _ in list(self._live.values()):
+            for meter in list(self._live):
                 for each, count in meter.counts.all().items():
                     found[each] = found.get(each, 0) + count
             return found

@@ -9,7 +9,9 @@ import gptjobs
 from gptjobs.doctor.check import Check, problem, skipped
 from gptjobs.doctor.child import NoAnswer, answer
 
-WORKER_PACKAGES = ("torch", "numpy", "tiktoken", "matplotlib", "safetensors", "optuna", "cmaes", "psutil")
+WORKER_PACKAGES = (
+    "torch", "numpy", "tiktoken", "matplotlib", "safetensors", "optuna", "cmaes", "psutil", "prometheus_client",
+)  # fmt: skip
 DEVICE_LIMIT_S = 60.0
 
 

@@ -112,12 +112,16 @@ class Board:
         return [self.rows[id] for id, parent in specs if parent and parent.startswith(prefixes) and id in self.rows]
 
     def _look_at_records(self) -> None:
-        there = {path.name: path for path in self._layout.outputs.iterdir()} if self._layout.outputs.is_dir() else {}
-        for gone in self._recorded.keys() - there.keys():
+        """Where the root is away, what was read before stands."""
+        try:
+            there = {path.name for path in self._layout.outputs.iterdir()}
+        except OSError:
+            return
+        for gone in self._recorded.keys() - there:
             del self._recorded[gone]
-        for gone in self.sweeps.keys() - there.keys():
+        for gone in self.sweeps.keys() - there:
             del self.sweeps[gone]
-        for id in there.keys() - self._recorded.keys() - self.sweeps.keys():
+        for id in there - self._recorded.keys() - self.sweeps.keys():
             if is_name(id):
                 self._begin(id)
         for each in self._recorded.values():

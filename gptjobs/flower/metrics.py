@@ -36,6 +36,7 @@ class FlowerMetrics(Collector):
         self._lock = Lock()
         self._beats, self._steps = Watch(), Watch()
         self._intervals: dict[str, int | None] = {}
+        self._trained: set[str] = set()
         self._families: list[Family] = []
 
     def describe(self) -> Iterator[Family]:
@@ -46,23 +47,30 @@ class FlowerMetrics(Collector):
         return iter(self._families)
 
     def look(self, workers: Collection[str]) -> None:
-        """In a thread. `workers` are the names that Flower has heard of."""
-        with self._lock:
-            jobs = self._board.look().jobs()
-            samples = Samples()
-            present = self._present(workers)
-            samples.add(metrics.REDIS_UP, present is not None)
-            _add_queues(samples, jobs, present)
-            trained = {job.spec.id for job, row in jobs if self._is_trained(job, row)}
-            for job, row in jobs:
-                if job.spec.id in trained:
-                    metrics.add_job(samples, self._reading(job, row["is_live"]))
-                elif job.attempt and time.time() - row["seen_at"] < SHOWN_ON_S:
-                    metrics.add_job(samples, self._last_reading(job))
-            self._beats.keep(trained)
-            self._steps.keep(trained)
-            self._intervals = {id: steps for id, steps in self._intervals.items() if id in trained}
-            self._families = list(samples)
+        """In a thread. `workers` are the names that Flower has heard of. While a look is held up, say by a storage root
+        that hangs, what the one before it found stands: none waits for another, so that one thread is lost at most."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._look(workers)
+        finally:
+            self._lock.release()
+
+    def _look(self, workers: Collection[str]) -> None:
+        jobs = self._board.look().jobs()
+        samples = Samples()
+        samples.add(metrics.REDIS_UP, self._board.trouble is None)
+        _add_queues(samples, jobs, self._present(workers))
+        self._trained = {job.spec.id for job, row in jobs if self._is_trained(job, row)}
+        for job, row in jobs:
+            if job.spec.id in self._trained:
+                metrics.add_job(samples, self._reading(job, row["is_live"]))
+            elif job.attempt and time.time() - row["seen_at"] < SHOWN_ON_S:
+                metrics.add_job(samples, self._last_reading(job))
+        self._beats.keep(self._trained)
+        self._steps.keep(self._trained)
+        self._intervals = {id: steps for id, steps in self._intervals.items() if id in self._trained}
+        self._families = list(samples)
 
     def _present(self, workers: Collection[str]) -> list[Presence] | None:
         """The workers that are there; None where Redis does not say."""
@@ -72,8 +80,9 @@ class FlowerMetrics(Collector):
         return None
 
     def _is_trained(self, job: Job, row: Row) -> bool:
-        """Where Redis is away, the storage root tells."""
-        return job.state.has_trainer and (row["is_live"] or self._board.trouble is not None)
+        """Where Redis is away, those that it had with a trainer before, until the storage root says that they ended."""
+        is_known = self._board.trouble is not None and job.spec.id in self._trained
+        return job.state.has_trainer and (row["is_live"] or is_known)
 
     def _reading(self, job: Job, is_live: bool) -> JobReading:
         id, past = job.spec.id, self._board.attempts(job.spec.id)

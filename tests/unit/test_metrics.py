@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from gptjobs import durable, metrics, record
+from gptjobs import durable, metrics, record, settings
 from gptjobs.config import Given, Plan
 from gptjobs.errors import UsageError
 from gptjobs.flower import board
@@ -19,14 +20,13 @@ from gptjobs.flower.metrics import FlowerMetrics, Watch
 from gptjobs.job import Cause, Job, JobSpec, JobState, Outcome, new_job
 from gptjobs.layout import Layout
 from gptjobs.leases import Lease, Unreachable
+from gptjobs.presence import Presence
 from gptjobs.progress import Alert, CheckpointWritten, StageBegan, encode
 from gptjobs.record import PastAttempt
-from gptjobs.store import Presence
 from tests.unit.conftest import NANO, NOON, begin
 from tests.unit.test_alerts import promtool
 from tests.unit.test_flower import job
 from tests.unit.test_runs import Redis, line, put
-from worker import metrics as of_worker
 from worker.host import Host
 from worker.lease import HeldLease
 from worker.meter import JobMeter
@@ -182,8 +182,13 @@ def test_only_jobs_that_train_or_did_a_moment_ago_have_series(layout: Layout, mo
     assert values(found, "gptjobs_job_info") == {}
 
 
-def test_without_redis_flower_tells_what_is_on_record(layout: Layout) -> None:
+def test_without_redis_flower_tells_on_of_those_that_were_trained(layout: Layout) -> None:
     found, store = looking(layout, trained(layout))
+    store.is_away = True
+    found.look(())
+    assert values(found, "gptjobs_job_progress_age_seconds") == {}, "on record a lost one looks like one that trains"
+    store.is_away = False
+    found.look(())
     store.is_away = True
     found.look({"worker@host"})
     assert values(found, "gptjobs_redis_up") == {(): 0}
@@ -194,6 +199,36 @@ def test_without_redis_flower_tells_what_is_on_record(layout: Layout) -> None:
     found.look(())
     assert values(found, "gptjobs_redis_up") == {(): 1}
     assert len(values(found, "gptjobs_job_lease_age_seconds")) == 1
+
+
+def test_a_look_that_is_held_up_holds_up_no_other(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = looking(layout, trained(layout))
+    found.look(())
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(self: Board) -> Board:
+        hangs.set()
+        goes_on.wait(20)
+        return self
+
+    monkeypatch.setattr(Board, "look", hang)
+    first = threading.Thread(target=found.look, args=((),))
+    first.start()
+    assert hangs.wait(20)
+    found.look(())
+    assert first.is_alive()
+    assert values(found, "gptjobs_job_step", "job_id") == {("3f9a",): 20}
+    goes_on.set()
+    first.join()
+
+
+def test_what_flower_counted_stands_while_the_root_is_away(layout: Layout) -> None:
+    found, _ = looking(layout, trained(layout))
+    found.look(())
+    away = layout.outputs.rename(layout.root / "away")
+    found.look(())
+    assert values(found, "gptjobs_job_alerts_total", "alert")["spike",] == 1
+    away.rename(layout.outputs)
 
 
 def test_an_age_begins_anew_when_what_is_told_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +284,26 @@ def test_a_worker_exposes_what_is_said_of_it_and_keeps_what_it_counted(layout: L
             again.note(WRITTEN)
 
 
+def test_what_earlier_attempts_had_does_not_look_as_if_it_came_now(layout: Layout) -> None:
+    station = station_of(layout)
+    found, meter = WorkerMetrics(station), JobMeter()
+    with station.meters.of(meter, job(), held(layout)):
+        assert values(found, "gptjobs_job_alerts_total") == {}, "a nought here, and Prometheus would see it grow"
+        meter.begin(PLAN, 0, [])
+        assert values(found, "gptjobs_job_alerts_total", "alert")["spike",] == 0
+
+
+def test_an_attempt_that_was_fenced_may_end_after_the_next_one_began_here(layout: Layout) -> None:
+    station = station_of(layout)
+    found, fenced, newer = WorkerMetrics(station), JobMeter(), JobMeter()
+    with station.meters.of(newer, job(), held(layout)):
+        with station.meters.of(fenced, job(), held(layout)):
+            fenced.note(WRITTEN)
+        newer.note(WRITTEN)
+        assert len(values(found, "gptjobs_job_step")) == 1
+    assert values(found, "gptjobs_worker_checkpoints_total", "worker") == {("worker@host",): 2}
+
+
 def test_promtool_takes_what_both_expose(layout: Layout) -> None:
     of_all, store = looking(layout, trained(layout))
     store.workers = [PRESENT]
@@ -293,10 +348,10 @@ def test_a_root_that_hangs_takes_no_second_scrape(layout: Layout, monkeypatch: p
     ],
 )
 def test_metrics_are_served_on_loopback_unless_a_host_is_named(text: str, address: tuple[str, int]) -> None:
-    assert of_worker.parsed(text) == address
+    assert settings.metrics_address(text) == address
 
 
 @pytest.mark.parametrize("text", ["", "x", "5556:", "-1", "65536", "1.5", "host:٣"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="HOST"):
-        of_worker.parsed(text)
+        settings.metrics_address(text)
