@@ -16,6 +16,10 @@ from gptjobs.layout import Layout
 from gptjobs.local import _free_port, _server_binary
 from gptjobs.store import Store
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # trainers of tests that run beside each other would wait, spinning, for each other's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Value = TypeVar("Value")
 
 WAIT_S = 90.0

@@ -59,7 +59,7 @@ GUARDS = (
     ),
     Guard(
         "only the newest attempt puts a record back", "worker/lease.py",
-        "if is_ended or checkpoint.latest_token(self._layout, job) != self.lease.token:", "if False:",
+        "if ended_otherwise or checkpoint.latest_token(self._layout, job) != self.lease.token:", "if False:",
         f"{REDIS}::test_an_old_attempt_that_wakes_in_a_flushed_redis_puts_nothing_back",
     ),
     Guard(

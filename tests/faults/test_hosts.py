@@ -100,7 +100,7 @@ def test_hosts_are_set_up_by_the_pages_own_words(make_hosts: Callable[[str], Hos
     hosts.box1.starts("flower", "sh", "-euc", flower)
     eventually(lambda: hosts.box1.listens(FLOWER_PORT))
     examined = hosts.mac.gptjobs("doctor")
-    assert "/home/mac/gpt is writable" in examined and "problem" not in examined
+    assert "/home/mac/gpt (marker" in examined and "problem" not in examined
 
 
 @pytest.mark.timeout(600)
