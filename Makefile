@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/gptjobs demo
 
 test: setup lint
-	$(BIN)/pytest -q -rs -m "not long and not slow and not compose" -n 2 --dist loadfile
+	$(BIN)/pytest -q -rs -m "not long and not slow and not compose" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/pytest -q -rs -m slow

@@ -55,7 +55,7 @@ def test_a_trainer_killed_between_any_two_steps_of_a_checkpoints_writing_leaves_
     assert counts.index(2) == named[1] + 1
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "a truncation"])
+@pytest.mark.parametrize("damage", ["a flipped bit", pytest.param("a truncation", marks=pytest.mark.long)])
 def test_a_spoilt_checkpoint_is_passed_over_for_the_one_before(scene: Scene, damage: str) -> None:
     scene.worker()
     job = scene.submit(["step", "checkpoint", "step", "checkpoint", "step", "wait gate", "crash"], TRAINS_ON)

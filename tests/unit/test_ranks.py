@@ -173,8 +173,8 @@ def test_a_model_that_is_split_trains_as_a_whole_one_and_its_checkpoints_are_who
 
     one, other = tensors(layout, halves.last), tensors(layout, alone.last)
     assert {name: each.shape for name, each in one.items()} == {name: each.shape for name, each in other.items()}
-    for name, each in one.items():
-        torch.testing.assert_close(each, other[name], rtol=1e-3, atol=1e-5)
+    for name, each in one.items():  # AdamW makes much of the rounding of gradients that are nearly nought
+        torch.testing.assert_close(each, other[name], rtol=1e-3, atol=3e-5)
     back, on = (
         attempted(layout, planned(layout, f"{job}-on", last, steps=2))
         for job, last in (("two", halves.last), ("one", alone.last))
