@@ -42,10 +42,10 @@ else
 	$(BIN)/python -m bench.loss
 endif
 
-# before the first `docker compose up`, where your uid is not 1000; needs no set-up
+# before the first `docker compose up`, where your uid is not 1000; needs no set-up, and leaves no bytecode
 secrets:
 	@$(NEW_ENOUGH)
-	@PYTHONPATH=. $(PYTHON) deploy/setup.py --env .
+	@PYTHONPATH=. $(PYTHON) -B deploy/setup.py --env .
 
 # with a Docker engine; without one it says "skipped"
 compose-test: setup

@@ -54,7 +54,7 @@ def give(folder: Path, user: int) -> None:
 
 def make_secrets(folder: Path) -> "subprocess.CompletedProcess[str]":
     """What `make secrets` does."""
-    command = [sys.executable, "deploy/setup.py", "--env", "."]
+    command = [sys.executable, "-B", "deploy/setup.py", "--env", "."]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
