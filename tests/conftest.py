@@ -68,11 +68,14 @@ def layout(tmp_path: Path) -> Layout:
 def start_server(folder: Path, *options: str, port: int | None = None) -> "tuple[subprocess.Popen[bytes], str]":
     """A real server that answers, and its URL; on a free port unless one is given."""
     port = port or _free_port()
-    command = [str(_server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "secret"]
-    process = subprocess.Popen(
-        [*command, "--save", "", "--dir", str(folder), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    url = f"redis://:secret@127.0.0.1:{port}/0"
+    words = ("--bind", "127.0.0.1", "--requirepass", "secret", *options)
+    return answering_server(folder, port, f"redis://:secret@127.0.0.1:{port}/0", *words)
+
+
+def answering_server(folder: Path, port: int, url: str, *options: str) -> "tuple[subprocess.Popen[bytes], str]":
+    """A real server, once it answers at this URL, and the URL."""
+    command = [str(_server_binary()), "--port", str(port), "--save", "", "--dir", str(folder), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def answers() -> bool:
         try:

@@ -17,12 +17,12 @@ import redis
 from gptjobs import doctor
 from gptjobs.doctor import host, ports, reach, rights
 from gptjobs.doctor.check import Check, Verdict
-from gptjobs.errors import GptjobsError, RedisUnreachable
+from gptjobs.errors import GptjobsError
 from gptjobs.layout import Layout
 from gptjobs.local import _free_port
 from gptjobs.settings import LOOPBACK, Settings
 from gptjobs.store import Store
-from tests.conftest import Commands, Workers, eventually, start_server
+from tests.conftest import Commands, Workers, answering_server, eventually, start_server
 from tests.e2e.test_flower import Flower
 from tests.integration.test_acl import Server, server  # noqa: F401, a fixture
 from tests.integration.test_tls import Tls, open_proxy  # noqa: F401, a fixture
@@ -278,22 +278,8 @@ def test_a_redis_that_other_hosts_reach_without_tls_is_told(
 
 def open_server(folder: Path, *options: str) -> "tuple[subprocess.Popen[bytes], str]":
     """One without a password."""
-    from gptjobs.local import _server_binary
-
     port = _free_port()
-    command = [str(_server_binary()), "--port", str(port), "--save", "", "--dir", str(folder), "--protected-mode", "no"]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
-    url = f"redis://{LOOPBACK}:{port}/0"
-
-    def answers() -> bool:
-        try:
-            Store(url).ping()
-        except RedisUnreachable:
-            return False
-        return True
-
-    eventually(answers, 20)
-    return process, url
+    return answering_server(folder, port, f"redis://{LOOPBACK}:{port}/0", "--protected-mode", "no", *options)
 
 
 def test_flower_that_other_hosts_reach_is_told_with_whether_it_asks_for_a_login(
