@@ -27,7 +27,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[!-~\u00a1-\U0010ffff]+")
 _HAS_HOST = ("http", "https", "json", "jsons", "xml", "xmls", "form", "forms", "mailto", "mailtos")
 """schemes whose first part is a host; of others it is a token, a topic or a number"""
 
-_OF_FILES = ("template", "keyfile", "subfile")
+_FILE_KEYS = ("template", "keyfile", "subfile")
 """parameters by which Apprise would read a file of the host that sends, or ask any address for it"""
 
 FORMS = "ntfy://TOPIC, slack://…, discord://…, mailto://…, https://HOST/PATH: docs/notify.md"
@@ -79,7 +79,7 @@ def check(urls: Sequence[str], said_by: str) -> tuple[str, ...]:
             which = f"address {number} of {said_by}" if len(urls) > 1 else f"what {said_by} names"
             raise UsageError(f"{which} is no URL to send messages to", hint=FORMS)
         if names_a_file(each):
-            raise UsageError(f"{masked(each)} names a file of the host that sends: {', '.join(_OF_FILES)}", hint=FORMS)
+            raise UsageError(f"{masked(each)} names a file of the host that sends: {', '.join(_FILE_KEYS)}", hint=FORMS)
     found = tuple(dict.fromkeys(urls))
     if len(found) > MOST_ADDRESSES:
         raise UsageError(f"{said_by} names more than {MOST_ADDRESSES} addresses", hint="a group's address")
@@ -88,7 +88,7 @@ def check(urls: Sequence[str], said_by: str) -> tuple[str, ...]:
 
 def names_a_file(url: str) -> bool:
     """Whether it would have a worker read, and send, what may be no business of the one who submits."""
-    return any(name.strip().lower() in _OF_FILES for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    return any(name.strip().lower() in _FILE_KEYS for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True))
 
 
 def is_installed() -> bool:

@@ -22,7 +22,7 @@ from gptjobs.leases import LEASE_TTL_S, Unreachable
 from gptjobs.presence import Device, Presence
 from worker import conditions, sweeps
 from worker.host import versions
-from worker.tasks import Station, forget_addresses, news_of, ring_again, tell_of
+from worker.tasks import Station, news_of, ring_again, tell_end, tell_of
 
 LOOK_S = 1.0
 SWEEPS_LOOK_S = 2.0
@@ -169,9 +169,7 @@ class Rescue:
         if after.is_terminal:
             with suppress(OSError):  # where the root does not work, Redis alone knows
                 record.write_outcome(station.layout, id, outcome, checkpoint.latest_token(station.layout, id))
-        news_of(station, job.spec).tell_end(outcome)
-        if after.is_terminal:
-            forget_addresses(station, job.spec)
+        tell_end(station, job.spec, news_of(station, job.spec), outcome)
         broker.tell_end(station.app, job.worker or "", id, job.token, outcome)
         if after is JobState.QUEUED:
             ring_again(station, id)

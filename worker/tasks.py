@@ -167,9 +167,7 @@ def _attempt(station: Station, found: Job, lease: Lease, device: str) -> Outcome
             with suppress(OSError):  # the request itself is on record
                 record.write_outcome(station.layout, job, outcome, lease.token)
     logger.info("job %s: %s", job, outcome)
-    news.tell_end(outcome)
-    if outcome.state.is_terminal:
-        forget_addresses(station, found.spec)
+    tell_end(station, found.spec, news, outcome)
     return outcome
 
 
@@ -181,15 +179,22 @@ def news_of(station: Station, spec: JobSpec) -> News:
     return News(station.messenger, station.layout, spec, control.addresses_of(station.store, station.layout, spec))
 
 
+def tell_end(station: Station, spec: JobSpec, news: News, outcome: Outcome) -> None:
+    """Of an attempt; at the job's end its addresses are needed no more."""
+    news.tell_end(outcome)
+    if outcome.state.is_terminal:
+        _forget_addresses(station, spec)
+
+
 def tell_of(station: Station, sweep: Sweep | None) -> None:
     """Of a sweep that has ended."""
     if sweep is not None:
         addresses = control.addresses_of(station.store, station.layout, sweep)
         tell_sweep(station.messenger, station.layout, sweep, addresses)
-        forget_addresses(station, sweep)
+        _forget_addresses(station, sweep)
 
 
-def forget_addresses(station: Station, ended: JobSpec | Sweep) -> None:
+def _forget_addresses(station: Station, ended: JobSpec | Sweep) -> None:
     """In Redis a secret lies no longer than it is needed."""
     if ended.notify:
         with suppress(Unreachable):  # then it stays there
